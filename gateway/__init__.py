@@ -1,0 +1,1 @@
+"""The HTTP gateway: thin routes over one gRPC call, and the admin REST."""

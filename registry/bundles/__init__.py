@@ -1,0 +1,1 @@
+"""The bundle: manifest, deterministic packing, strict unpacking, object stores."""

@@ -1,0 +1,1 @@
+"""extctl, the command line for authors and operators."""

@@ -1,0 +1,1 @@
+"""Ids, digests, limits, capability names, records and the error catalog. Standard library only."""

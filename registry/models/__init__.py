@@ -1,0 +1,1 @@
+"""Table models, one table per file: storage shapes, never validators."""

@@ -1,0 +1,1 @@
+"""Who signed a bundle: sigstore verification under pinned trust roots."""

@@ -1,0 +1,1 @@
+"""Rules and transactions over repositories, bundles and provenance."""

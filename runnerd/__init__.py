@@ -1,0 +1,1 @@
+"""The runner daemon and its children."""

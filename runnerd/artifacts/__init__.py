@@ -1,0 +1,1 @@
+"""From a content hash to something that may run: verify, compile, sign, cache."""

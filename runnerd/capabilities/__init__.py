@@ -1,0 +1,1 @@
+"""Host capabilities: the catalog and the daemon's half of each."""

@@ -1,0 +1,1 @@
+"""From an authenticated request to a worker and back."""

@@ -1,0 +1,1 @@
+"""wasmtime: configuration, linker, one invocation, outcomes."""
