@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.domain.errors import Reason, RefusalError
+from registry.services.pages import MAX_PAGE, checked_limit, decode_cursor, encode_cursor
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=50), min_size=1, max_size=3))
+def test_cursor__round_trip(parts: list[str]) -> None:
+    assert decode_cursor(encode_cursor(*parts), len(parts)) == tuple(parts)
+
+
+def _raw(value: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "",
+        "x",
+        "é",
+        "====",
+        "!!!!",
+        *map(_raw, ("a", ["a", "b"], [1], [None], {"0": "a"}, ["\0"], ["\ud800"])),
+        "A" * 5_000,
+        base64.urlsafe_b64encode(b"[" * 1_500).decode(),
+        base64.urlsafe_b64encode(b"\xff\xfe").decode(),
+    ],
+)
+def test_cursor__foreign__is_refused(cursor: str) -> None:
+    with pytest.raises(RefusalError) as caught:
+        decode_cursor(cursor, 1)
+    assert caught.value.reason is Reason.INVALID_REQUEST
+
+
+@pytest.mark.parametrize(("limit", "allowed"), [(-1, False), (0, False), (1, True), (MAX_PAGE, True), (MAX_PAGE + 1, False)])
+def test_limit__bounds(limit: int, allowed: bool) -> None:
+    if allowed:
+        assert checked_limit(limit) == limit
+    else:
+        with pytest.raises(RefusalError):
+            checked_limit(limit)
