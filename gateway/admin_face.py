@@ -1,0 +1,131 @@
+"""Composes the admin face: database, object store, trust, services. Imported only by a process that serves it.
+
+Attack this stops: T7. What an invoke-only process never loads, it cannot be made to use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from starlette.types import ASGIApp
+
+from gateway.auth import Authenticator
+from gateway.config import AdminSettings, Environment, StartError
+from gateway.middleware.body_limit import BodyAllowance
+from gateway.routes.admin.application import BUNDLES_PATH, AdminServices, build_admin_app
+from gateway.routes.admin.bundles import MAX_SIGNATURE_BYTES
+from gateway.routes.admin.warming import Warmer
+from gateway.routes.health import Check
+from gateway.runner_client import RunnerClient
+from registry.bundles.local import LocalBundleStore
+from registry.database import Database, UnsafeDatabaseRoleError
+from registry.domain.digests import ContentHash
+from registry.domain.errors import RefusalError
+from registry.migrations.roles import ADMIN
+from registry.provenance.domains import TrustConfigurationError, load_trust_domains
+from registry.provenance.verifier import BundleVerifier
+from registry.services.catalogue import CatalogueService
+from registry.services.executions import ExecutionQuery
+from registry.services.installing import InstallService
+from registry.services.publishers import PublisherService
+from registry.services.publishing import PublishingLimits, PublishingService, StoredSignatureCheck, WarmOutcome
+from registry.services.revocations import RevocationService
+
+_MAX_URL_BYTES: Final = 4096
+_EMBEDDED_SOCKET: Final = "extpg-"
+"""Prefix of the socket folder of `registry.embedded_postgres`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminFace:
+    """The admin application, what its bodies may take, and what it needs to be ready."""
+
+    app: ASGIApp
+    allowances: Mapping[str, BodyAllowance]
+    """By path under the prefix; what is not named gets little."""
+    checks: Mapping[str, Check]
+
+
+@asynccontextmanager
+async def open_admin_face(
+    settings: AdminSettings, *, environment: str, authenticator: Authenticator, runner: RunnerClient
+) -> AsyncIterator[AdminFace]:
+    """Connect, compose, yield the face, and close.
+
+    Raises:
+        StartError: the database URL, its role or the trust domains cannot be used, or are not for production.
+        RefusalError: REGISTRY_UNAVAILABLE.
+    """
+    try:
+        verifier = BundleVerifier(load_trust_domains(settings.trust_domains_file, environment=environment))
+        url = read_database_url(settings.database_url_file, embedded_allowed=environment == Environment.DEVELOPMENT)
+        database = await Database.connect(url, expected_role=ADMIN)
+    except (TrustConfigurationError, UnsafeDatabaseRoleError) as error:
+        raise StartError(str(error)) from error
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.aclose)
+        store = LocalBundleStore(settings.bundle_store)
+        stack.push_async_callback(store.aclose)
+        warmer = Warmer(runner)
+        stack.push_async_callback(warmer.aclose)
+        limits = PublishingLimits(concurrent=settings.max_publishing, receive_seconds=settings.publish_timeout_seconds)
+
+        async def warm(content_hash: ContentHash) -> WarmOutcome:
+            result = await runner.warm(content_hash)
+            return WarmOutcome(state=result.state, compile_seconds=result.compile_seconds)
+
+        services = AdminServices(
+            publishing=PublishingService(
+                database=database, store=store, verifier=verifier, work_dir=settings.work_dir, warm=warm, limits=limits
+            ),
+            publishers=PublisherService(database),
+            installs=InstallService(database, verify_bundle=StoredSignatureCheck(store, verifier)),
+            executions=ExecutionQuery(database),
+            revocations=RevocationService(database),
+            catalogue=CatalogueService(database),
+            warmer=warmer,
+        )
+        yield build_admin_face(services, authenticator=authenticator, limits=limits, checks={"database": _check(database)})
+
+
+def build_admin_face(
+    services: AdminServices, *, authenticator: Authenticator, limits: PublishingLimits, checks: Mapping[str, Check]
+) -> AdminFace:
+    """Return the face over `services`."""
+    # One byte more than publishing takes, so that its own check answers first.
+    size_bytes = limits.bundle.packed_bytes + MAX_SIGNATURE_BYTES + 1
+    bundle = BodyAllowance(size_bytes=size_bytes, seconds=limits.receive_seconds)
+    return AdminFace(app=build_admin_app(services, authenticator=authenticator), allowances={BUNDLES_PATH: bundle}, checks=checks)
+
+
+def read_database_url(file: Path, *, embedded_allowed: bool) -> str:
+    """Return the URL in `file`.
+
+    Raises:
+        StartError: it cannot be read, or names an embedded server where that is not allowed. The URL is not repeated: it holds a password.
+    """
+    try:
+        with file.open("rb") as stream:
+            url = stream.read(_MAX_URL_BYTES).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"{file}: the database URL cannot be read"
+        raise StartError(message) from error
+    if not embedded_allowed and _EMBEDDED_SOCKET in url:
+        message = f"{file}: names an embedded PostgreSQL, which is for development only"
+        raise StartError(message)
+    return url
+
+
+def _check(database: Database) -> Check:
+    async def answers() -> bool:
+        try:
+            await database.ping()
+        except RefusalError:
+            return False
+        return True
+
+    return answers

@@ -1,0 +1,91 @@
+"""Installs of a tenant: what it runs, what it granted, with which settings."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from gateway.auth import MANAGE, OPERATE, READ
+from gateway.problems import documented
+from gateway.routes.admin.access import CallerOf, PageOf, TenantParameter
+from gateway.routes.admin.models import InstallChange, InstallCreated, InstallDetail, InstallModel, NewInstall, PageModel
+from gateway.routes.admin.warming import Warmer
+from registry.domain.errors import Reason, RefusalError
+from registry.domain.limits import LimitWishes
+from registry.services.installing import InstallService, InstallView
+
+_ALWAYS = (
+    Reason.UNAUTHENTICATED,
+    Reason.PERMISSION_MISSING,
+    Reason.TENANT_FORBIDDEN,
+    Reason.INVALID_REQUEST,
+    Reason.REGISTRY_UNAVAILABLE,
+    Reason.INTERNAL,
+)
+_INSTALLING = (
+    Reason.VERSION_NOT_FOUND,
+    Reason.VERSION_YANKED,
+    Reason.HASH_DENIED,
+    Reason.SIGNATURE_REJECTED,
+    Reason.CONSENT_REQUIRED,
+    Reason.ALREADY_INSTALLED,
+)
+
+
+def build_router(installs: InstallService, warmer: Warmer) -> APIRouter:
+    """Return the routes."""
+    router = APIRouter(prefix="/installs", tags=["installs"])
+
+    @router.post("", status_code=201, responses=documented(*_ALWAYS, *_INSTALLING))
+    async def create_install(caller: CallerOf, wanted: NewInstall, tenant_id: TenantParameter = None) -> InstallCreated:
+        """Install a published version for a tenant, enabled, with what the tenant grants. Role ext:manage."""
+        tenant = caller.tenant(tenant_id, MANAGE)
+        install = await installs.install(
+            tenant,
+            wanted.extension,
+            version=wanted.version,
+            granted=wanted.granted,
+            config=wanted.config,
+            limits=LimitWishes(**wanted.limits.model_dump()),
+            endpoint_policy=wanted.endpoint_policy,
+            actor=caller.actor,
+        )
+        warmth = await warmer.warm(install.content_hash)
+        return InstallCreated.model_validate(install).model_copy(update={"warm": warmth})
+
+    @router.get("", responses=documented(*_ALWAYS))
+    async def list_installs(caller: CallerOf, page: PageOf, tenant_id: TenantParameter = None) -> PageModel[InstallModel]:
+        """List a tenant's installs. Role ext:read or ext:manage."""
+        tenant = caller.tenant(tenant_id, READ, MANAGE)
+        found, next_cursor = await installs.list(tenant, limit=page.limit, cursor=page.cursor)
+        return PageModel(items=[InstallModel.model_validate(install) for install in found], next_cursor=next_cursor)
+
+    @router.get("/{install_id}", responses=documented(*_ALWAYS, Reason.EXTENSION_NOT_INSTALLED))
+    async def get_install(caller: CallerOf, install_id: str, tenant_id: TenantParameter = None) -> InstallDetail | InstallModel:
+        """Return an install; its settings only to those who may change them. Role ext:read or ext:manage."""
+        install = await installs.get(caller.tenant(tenant_id, READ, MANAGE), install_id)
+        may_change = bool(caller.user.roles & {MANAGE, OPERATE})
+        return (InstallDetail if may_change else InstallModel).model_validate(install)
+
+    @router.patch("/{install_id}", responses=documented(*_ALWAYS, Reason.EXTENSION_NOT_INSTALLED))
+    async def change_install(caller: CallerOf, install_id: str, change: InstallChange, tenant_id: TenantParameter = None) -> InstallDetail:
+        """Enable, disable, replace the grants or replace the settings of an install; one at a time. Role ext:manage."""
+        tenant = caller.tenant(tenant_id, MANAGE)
+        changed: InstallView
+        if change.enabled is not None:
+            changed = await installs.set_enabled(tenant, install_id, enabled=change.enabled, actor=caller.actor)
+        elif change.granted is not None:
+            changed = await installs.set_grants(tenant, install_id, granted=change.granted, actor=caller.actor)
+        elif change.config is not None:
+            changed = await installs.set_config(tenant, install_id, config=change.config, actor=caller.actor)
+        else:
+            raise RefusalError(Reason.INVALID_REQUEST, "Give exactly one of enabled, granted, config.")
+        return InstallDetail.model_validate(changed)
+
+    @router.delete("/{install_id}", status_code=204, responses=documented(*_ALWAYS, Reason.EXTENSION_NOT_INSTALLED))
+    async def delete_install(caller: CallerOf, install_id: str, *, purge: bool = False, tenant_id: TenantParameter = None) -> Response:
+        """Uninstall; settings and stored data stay for the next install unless `purge`. Role ext:manage."""
+        await installs.uninstall(caller.tenant(tenant_id, MANAGE), install_id, purge=purge, actor=caller.actor)
+        return Response(status_code=204)
+
+    return router

@@ -1,0 +1,277 @@
+"""Requests and responses of the admin REST. Unknown fields of a request are refused: a misspelt wish must not silently not apply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Item = TypeVar("Item")
+Name = Annotated[str, Field(min_length=1, max_length=128)]
+Text = Annotated[str, Field(min_length=1, max_length=512)]
+Capabilities = Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=64)]
+Warmth = Literal["ready", "pending", "failed"]
+"""Whether the first call will find the version compiled; "pending" goes on in the background."""
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Response(BaseModel):
+    model_config = ConfigDict(from_attributes=True, frozen=True)
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem document."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    reason: str
+    """Of the error catalog; what a program decides on."""
+    request_id: str
+    metadata: dict[str, str] | None = None
+
+
+class PageModel(BaseModel, Generic[Item]):
+    """One page of a list."""
+
+    items: list[Item]
+    next_cursor: str | None = None
+    """Opaque; absent on the last page."""
+
+
+class NewPublisher(_Request):
+    """A publisher to create."""
+
+    name: Name
+
+
+class SignerModel(_Response):
+    """One identity that may sign for a publisher, exact."""
+
+    trust_domain: str
+    issuer: str
+    identity: str
+
+
+class NewSigner(_Request):
+    """An identity to allow."""
+
+    trust_domain: Name
+    issuer: Text
+    identity: Text
+
+
+class PublisherModel(_Response):
+    """A publisher."""
+
+    publisher_id: str
+    name: str
+    created_at: datetime
+    signers: list[SignerModel]
+
+
+class ExtensionModel(_Response):
+    """An extension that has a published version."""
+
+    extension_id: str
+    name: str
+    publisher: str
+    display_name: str | None
+    description: str | None
+    created_at: datetime
+
+
+class VersionModel(_Response):
+    """A published version and who signed it."""
+
+    extension_id: str
+    extension_name: str
+    publisher: str
+    version_id: str
+    version: str
+    runtime: str
+    capabilities: list[str]
+    """What it asks for."""
+    manifest: Mapping[str, Any]
+    manifest_digest: str
+    """What a consent refers to."""
+    content_hash: str
+    size_bytes: int
+    signer: SignerModel
+    verified_at: datetime
+    published_at: datetime | None
+    yanked_at: datetime | None
+    deprecated_at: datetime | None
+
+
+class PublishedBundle(_Response):
+    """What was published, and whether it was new."""
+
+    extension_id: str
+    extension_name: str
+    publisher: str
+    version_id: str
+    version: str
+    content_hash: str
+    manifest_digest: str
+    size_bytes: int
+    runtime: str
+    capabilities: list[str]
+    signer: SignerModel
+    production: bool
+    """False: signed under a development root."""
+    signed_at: datetime
+    published_at: datetime | None
+    created: bool
+    """False: the same bytes were published before, and nothing changed."""
+    compile: str
+    """"cached", "compiled", "ui_only", or "deferred" where no runner has compiled it yet."""
+    compile_seconds: float
+
+
+class LimitsModel(BaseModel):
+    """Limits granted to an install; what is absent is the operator's default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, from_attributes=True)
+
+    wall_time_ms: int | None = None
+    cpu_time_ms: int | None = None
+    fuel: int | None = None
+    memory_bytes: int | None = None
+    request_bytes: int | None = None
+    response_bytes: int | None = None
+    host_calls: int | None = None
+    log_lines: int | None = None
+    log_bytes: int | None = None
+
+
+class NewInstall(_Request):
+    """An extension to install for a tenant."""
+
+    extension: Name
+    """Name or id."""
+    version: Annotated[str, Field(max_length=128)] | None = None
+    """The latest one where absent."""
+    granted: Capabilities | None = None
+    """What it may do; absent means that nobody decided, which is refused where the extension asks for anything."""
+    config: Annotated[dict[str, str], Field(max_length=100)] = {}
+    limits: LimitsModel = LimitsModel()
+    endpoint_policy: Literal["advisory", "enforce"] = "advisory"
+
+
+class InstallChange(_Request):
+    """A change of an install: exactly one of its fields, so that it happens as a whole or not at all."""
+
+    enabled: bool | None = None
+    granted: Capabilities | None = None
+    config: Annotated[dict[str, str], Field(max_length=100)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(value is not None for value in (self.enabled, self.granted, self.config)) != 1:
+            message = "give exactly one of enabled, granted, config"
+            raise ValueError(message)
+        return self
+
+
+class InstallModel(_Response):
+    """An install."""
+
+    install_id: str
+    tenant_id: str
+    extension_id: str
+    extension_name: str
+    publisher: str
+    version_id: str
+    version: str
+    content_hash: str
+    runtime: str
+    declared: list[str]
+    granted: list[str]
+    is_enabled: bool
+    is_yanked: bool
+    is_denied: bool
+    endpoint_policy: str
+    limits: LimitsModel
+    consented_digest: str
+    granted_by: str
+    granted_at: datetime
+    created_at: datetime
+    updated_at: datetime
+
+
+class InstallDetail(InstallModel):
+    """An install with its settings, for those who may change them."""
+
+    config: Mapping[str, str]
+
+
+class InstallCreated(InstallDetail):
+    """A new install, and whether it is ready."""
+
+    warm: Warmth = "pending"
+
+
+class ExecutionModel(_Response):
+    """One row of the execution log."""
+
+    execution_id: str
+    tenant_id: str
+    install_id: str
+    extension_id: str
+    version_id: str
+    content_hash: str
+    request_id: str
+    trigger: str
+    method: str
+    endpoint: str
+    user_id: str | None
+    outcome: str
+    reason: str | None
+    http_status: int | None
+    started_at: datetime
+    wall_ms: int
+    queue_ms: int
+    cpu_ms: int
+    fuel: int
+    peak_memory_bytes: int | None
+    host_calls: int
+    egress_request_bytes: int
+    egress_response_bytes: int
+
+
+class ExecutionDetail(ExecutionModel):
+    """One row with what the extension logged and what it was denied."""
+
+    denials: Sequence[Mapping[str, Any]]
+    log: Sequence[Mapping[str, Any]]
+
+
+class NewRevocation(_Request):
+    """Content that must not run any more."""
+
+    content_hash: Annotated[str, Field(max_length=80)]
+    reason: Text
+
+
+class RevocationModel(_Response):
+    """A revoked content hash."""
+
+    content_hash: str
+    reason: str
+    created_by: str
+    created_at: datetime
+
+
+class RevocationResult(BaseModel):
+    """What revoking did."""
+
+    content_hash: str
+    added: bool
+    """False where it was revoked before."""
