@@ -157,19 +157,23 @@ class LoadComponent(_message.Message):
 
     COMPONENT_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
+    MEMORIES_FIELD_NUMBER: _builtins.int
     component: _builtins.int
     """Number by which later Start frames name it; chosen by the daemon."""
     size: _builtins.int
     """Bytes in the file."""
+    memories: _builtins.int
+    """Linear memories that one instance has together, 1 to 4; the memory cap is divided among them. 0 is read as 1."""
     def __init__(
         self,
         *,
         component: _builtins.int = ...,
         size: _builtins.int = ...,
+        memories: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "memories", b"memories", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -556,6 +560,7 @@ class Done(_message.Message):
     CPU_TIME_US_FIELD_NUMBER: _builtins.int
     WALL_TIME_US_FIELD_NUMBER: _builtins.int
     LOG_LINES_DROPPED_FIELD_NUMBER: _builtins.int
+    DENIED_CAPABILITIES_FIELD_NUMBER: _builtins.int
     guest_error: _builtins.str
     """The answer is not a valid response."""
     internal_error: _builtins.str
@@ -582,6 +587,10 @@ class Done(_message.Message):
     def limit(self) -> Global___GuestLimit:
         """A limit ended it."""
 
+    @_builtins.property
+    def denied_capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Capabilities that the guest called and the worker answered "denied", each once, without prefix."""
+
     def __init__(
         self,
         *,
@@ -595,10 +604,11 @@ class Done(_message.Message):
         cpu_time_us: _builtins.int = ...,
         wall_time_us: _builtins.int = ...,
         log_lines_dropped: _builtins.int = ...,
+        denied_capabilities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "completed", b"completed", "guest_error", b"guest_error", "internal_error", b"internal_error", "limit", b"limit", "outcome", b"outcome", "peak_memory_bytes", b"peak_memory_bytes", "trapped", b"trapped"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "completed", b"completed", "cpu_time_us", b"cpu_time_us", "fuel", b"fuel", "guest_error", b"guest_error", "internal_error", b"internal_error", "limit", b"limit", "log_lines_dropped", b"log_lines_dropped", "outcome", b"outcome", "peak_memory_bytes", b"peak_memory_bytes", "trapped", b"trapped", "wall_time_us", b"wall_time_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "completed", b"completed", "cpu_time_us", b"cpu_time_us", "denied_capabilities", b"denied_capabilities", "fuel", b"fuel", "guest_error", b"guest_error", "internal_error", b"internal_error", "limit", b"limit", "log_lines_dropped", b"log_lines_dropped", "outcome", b"outcome", "peak_memory_bytes", b"peak_memory_bytes", "trapped", b"trapped", "wall_time_us", b"wall_time_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__peak_memory_bytes: _TypeAlias = _typing.Literal["peak_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__peak_memory_bytes: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes"]  # noqa: Y015

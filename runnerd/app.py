@@ -1,0 +1,361 @@
+"""The daemon, put together: every part is made here, once, and handed its collaborators."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from registry.bundles.local import LocalBundleStore
+from registry.database import Database
+from registry.domain.digests import ContentHash
+from registry.domain.errors import Reason, RefusalError
+from registry.provenance.domains import load_trust_domains
+from registry.provenance.verifier import BundleVerifier
+from registry.services.executions import ExecutionRecorder
+from registry.services.resolution import Resolver
+from registry.services.storage import StorageService
+from registry.tokens import ClaimNames, TokenVerifier
+from runnerd.artifacts.compiler import Compiler, CompilerSettings
+from runnerd.artifacts.keys import ArtifactSigner, ArtifactVerifier
+from runnerd.artifacts.loaded import InterfaceIndex
+from runnerd.artifacts.loader import ExtensionLoader, LoaderSettings
+from runnerd.assets.supervisor import AssetsServer
+from runnerd.capabilities.broker import CapabilityBroker
+from runnerd.config import ArtifactsSettings, RunnerdSettings, host_of, port_of
+from runnerd.dispatch.admission import Admission, AdmissionLimits
+from runnerd.dispatch.connection import ConnectionSettings
+from runnerd.dispatch.cpus import Cpus, find_cpus
+from runnerd.dispatch.executor import Executor, ExecutorSettings
+from runnerd.dispatch.host_calls import HostCallDesk
+from runnerd.dispatch.pool import Isolation, PoolSettings, WorkerPool
+from runnerd.dispatch.runner_info import HardeningState, RunnerInfo
+from runnerd.dispatch.workers import WorkerFactory
+from runnerd.engine.profile import engine_fingerprint, engine_version
+from runnerd.http.ops import OpsApp, OpsServer
+from runnerd.rpc.intake import IntakeBudget
+from runnerd.rpc.server import RpcOptions, RpcServer
+from runnerd.rpc.servicer import RunnerServicer
+from runnerd.telemetry.metrics import Metrics
+
+DATABASE_ROLE: Final = "ext_runner"
+WORKERS_PER_CPU: Final = 2
+MOST_WORKERS_PER_CPU: Final = 32
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Daemon:
+    """A daemon that serves."""
+
+    grpc_port: int
+    ops_port: int
+    assets_port: int | None
+    rpc: RpcServer
+    pool: WorkerPool
+    metrics: Metrics
+
+
+async def run(settings: RunnerdSettings) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what runs. A second signal does not wait.
+
+    Raises:
+        RefusalError: the database does not answer at start.
+        Exception: what the parts raise when they cannot start; nothing is left running.
+    """
+    loop = asyncio.get_running_loop()
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    try:
+        async with open_daemon(settings) as daemon:
+            _log.info("serving", grpc_port=daemon.grpc_port, ops_port=daemon.ops_port, assets_port=daemon.assets_port)
+            await signals.get()
+            _log.info("draining", seconds=settings.drain_seconds)
+            await _drain(daemon.rpc, settings.drain_seconds, signals)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _drain(rpc: RpcServer, seconds: float, signals: asyncio.Queue[int]) -> None:
+    draining = asyncio.ensure_future(rpc.drain(seconds))
+    again = asyncio.ensure_future(signals.get())
+    await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        await rpc.drain(0)
+    again.cancel()
+    await draining
+
+
+@asynccontextmanager
+async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
+    """Build and start every part; on leaving, stop them in reverse order. The ops listener starts first and stops last."""
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        ready = _Readiness()
+        ops = OpsServer(
+            OpsApp(render_metrics=lambda: ready.render(metrics), is_ready=ready.is_ready),
+            host=host_of(settings.ops.address),
+            port=port_of(settings.ops.address),
+        )
+        ops_port = await ops.start()
+        stack.push_async_callback(ops.aclose)
+
+        database = await Database.connect(settings.read_database_url(), expected_role=DATABASE_ROLE, pool_size=settings.database.pool_size)
+        stack.push_async_callback(database.aclose)
+        resolver = Resolver(database, capability_ceiling=settings.capabilities)
+        recorder = ExecutionRecorder(database)
+        await recorder.start()
+        stack.push_async_callback(recorder.aclose)
+
+        verifier = _verifier(settings, metrics)
+        loader = _loader(settings, resolver=resolver, verifier=verifier, metrics=metrics)
+        stack.push_async_callback(loader.aclose)
+        cpus = find_cpus(settings.workers.pin)
+        factory = await WorkerFactory.start(slots=settings.workers.slots, cpus=cpus, require_hardening=settings.require_hardening)
+        stack.push_async_callback(factory.aclose)
+        pool = _pool(settings, cpus, factory, HostCallDesk(CapabilityBroker(storage=StorageService(database)), metrics), metrics)
+        stack.push_async_callback(pool.aclose)
+        await pool.start()
+
+        admission = Admission(_admission_limits(settings, cpus))
+        executor = Executor(
+            installs=resolver,
+            extensions=loader,
+            admission=admission,
+            pool=pool,
+            recorder=recorder,
+            metrics=metrics,
+            settings=ExecutorSettings(
+                defaults=settings.limits.effective_defaults,
+                ceiling=settings.limits.effective_ceiling,
+                queue_seconds=settings.admission.queue_seconds,
+            ),
+        )
+        describe = _Description(settings, pool, cpus, verifier, factory.mandatory_hardening)
+        metrics.engine(engine_version(), engine_fingerprint())
+        rpc = _rpc(settings, RunnerServicer(executor=executor, warm=loader.warm, describe=describe, budget=_budget(settings)), metrics)
+
+        assets = await _assets(settings, resolver, loader)
+        if assets is not None:
+            stack.push_async_callback(assets.aclose)
+        grpc_port = await rpc.start()
+        stack.push_async_callback(rpc.drain, 0)
+        ready.attach(pool=pool, admission=admission, rpc=rpc)
+        await rpc.serve()
+        yield Daemon(
+            grpc_port=grpc_port,
+            ops_port=ops_port,
+            assets_port=None if assets is None else assets.port,
+            rpc=rpc,
+            pool=pool,
+            metrics=metrics,
+        )
+
+
+class _Readiness:
+    """What the ops listener asks; knows nothing until the daemon is up."""
+
+    def __init__(self) -> None:
+        self._pool: WorkerPool | None = None
+        self._admission: Admission | None = None
+        self._rpc: RpcServer | None = None
+
+    def attach(self, *, pool: WorkerPool, admission: Admission, rpc: RpcServer) -> None:
+        """Tell what to look at."""
+        self._pool, self._admission, self._rpc = pool, admission, rpc
+
+    def is_ready(self) -> bool:
+        """Serving, and a worker is alive."""
+        return self._rpc is not None and self._rpc.health.is_serving and self._pool is not None and bool(self._pool.workers)
+
+    def render(self, metrics: Metrics) -> bytes:
+        """Return the metrics, with the gauges as of now."""
+        if self._pool is not None and self._admission is not None:
+            state = self._pool.state()
+            metrics.pool(workers=state.workers, slots=state.slots, in_use=state.in_use, waiting=self._admission.waiting)
+        return metrics.render()
+
+
+class _Description:
+    """Answers GetRunnerInfo."""
+
+    def __init__(
+        self, settings: RunnerdSettings, pool: WorkerPool, cpus: Cpus, verifier: BundleVerifier, mandatory: frozenset[str]
+    ) -> None:
+        self._ceiling = settings.limits.effective_ceiling
+        self._workers_max = _ceiling_of(settings, cpus)
+        self._pool = pool
+        self._mandatory = mandatory
+        domains = verifier.domains
+        self._trust_domain = ",".join(domain.name for domain in domains)
+        self._production = bool(domains) and all(domain.production for domain in domains)
+
+    def __call__(self) -> RunnerInfo:
+        """Describe the daemon as of now."""
+        state = self._pool.state()
+        steps = sorted(state.hardening.items())
+        return RunnerInfo(
+            version=package_version(),
+            engine_version=engine_version(),
+            engine_fingerprint=engine_fingerprint(),
+            workers=state.workers,
+            slots=state.slots,
+            workers_max=self._workers_max,
+            ceiling=self._ceiling,
+            hardening=tuple(HardeningState(name=name, applied=applied, mandatory=name in self._mandatory) for name, applied in steps),
+            trust_domain=self._trust_domain,
+            trust_domain_production=self._production,
+        )
+
+
+def package_version() -> str:
+    """Return the version of this build."""
+    return metadata.version("extrunner")
+
+
+def _verifier(settings: RunnerdSettings, metrics: Metrics) -> BundleVerifier:
+    # SECURITY: refuses a development root unless the environment is development.
+    domains = load_trust_domains(settings.trust_domains_file, environment=settings.environment.value)
+    production = bool(domains) and all(domain.production for domain in domains)
+    metrics.trust_domain(production=production)
+    if not production:
+        _log.warning("development_trust_domain", hint="signatures of this domain prove nothing; never run tenants' data on it")
+    return BundleVerifier(domains)
+
+
+def _loader(settings: RunnerdSettings, *, resolver: Resolver, verifier: BundleVerifier, metrics: Metrics) -> ExtensionLoader:
+    fingerprint = engine_fingerprint()
+    artifacts = settings.artifacts
+    signer = ArtifactSigner.from_file(artifacts.key_file)
+    compiler = CompilerSettings(
+        concurrency=artifacts.compilers, wall_seconds=artifacts.compile_seconds, require_hardening=settings.require_hardening
+    )
+    return ExtensionLoader(
+        LoaderSettings(
+            cache_folder=settings.cache_dir,
+            engine_fingerprint=fingerprint,
+            loaded_bytes=artifacts.loaded_bytes,
+            artifact_cache_bytes=artifacts.cache_bytes,
+            interface_cache_bytes=artifacts.interface_cache_bytes,
+        ),
+        resolver=resolver,
+        store=LocalBundleStore(settings.object_store_folder),
+        verifier=verifier,
+        compiler=Compiler(compiler, engine_fingerprint=fingerprint),
+        signer=signer,
+        records=_records(artifacts, signer),
+        metrics=metrics,
+    )
+
+
+def _records(artifacts: ArtifactsSettings, signer: ArtifactSigner) -> ArtifactVerifier:
+    if artifacts.previous_public_key_file is None:
+        return ArtifactVerifier(signer.public_key())
+    return ArtifactVerifier.from_public_file(artifacts.previous_public_key_file, signer.public_key())
+
+
+def _pool(settings: RunnerdSettings, cpus: Cpus, factory: WorkerFactory, desk: HostCallDesk, metrics: Metrics) -> WorkerPool:
+    workers = settings.workers
+    ceiling = _ceiling_of(settings, cpus)
+    return WorkerPool(
+        factory.fork,
+        desk=desk,
+        settings=PoolSettings(
+            floor=min(workers.floor or WORKERS_PER_CPU * cpus.usable, ceiling),
+            ceiling=ceiling,
+            slots=workers.slots,
+            spread=cpus.usable,
+            isolation=Isolation(workers.isolation),
+            mandatory_hardening=factory.mandatory_hardening if settings.require_hardening else frozenset(),
+            idle_seconds=workers.idle_seconds,
+            max_calls=workers.max_calls,
+        ),
+        connection=ConnectionSettings(
+            build=package_version(), engine_fingerprint=engine_fingerprint(), grace_seconds=workers.grace_seconds
+        ),
+        metrics=metrics,
+    )
+
+
+def _ceiling_of(settings: RunnerdSettings, cpus: Cpus) -> int:
+    return settings.workers.ceiling or MOST_WORKERS_PER_CPU * cpus.usable
+
+
+def _admission_limits(settings: RunnerdSettings, cpus: Cpus) -> AdmissionLimits:
+    admission = settings.admission
+    return AdmissionLimits(
+        slots=_ceiling_of(settings, cpus) * settings.workers.slots,
+        per_tenant=admission.per_tenant,
+        per_install=admission.per_install,
+        waiting=admission.waiting,
+        waiting_per_tenant=admission.waiting_per_tenant,
+    )
+
+
+def _budget(settings: RunnerdSettings) -> IntakeBudget:
+    return IntakeBudget(settings.grpc.request_bytes_in_flight)
+
+
+def _rpc(settings: RunnerdSettings, servicer: RunnerServicer, metrics: Metrics) -> RpcServer:
+    grpc, ceiling = settings.grpc, settings.limits.effective_ceiling
+    strict = settings.is_production
+    services = TokenVerifier(
+        settings.services.jwks_file,
+        audience=settings.services.audience,
+        issuer=settings.services.issuer,
+        refuse_development_keys=strict,
+    )
+    users, claims = None, ClaimNames()
+    if settings.users is not None:
+        claims = ClaimNames(tenant=settings.users.tenant_claim, subject=settings.users.subject_claim, roles=settings.users.roles_claim)
+        users = TokenVerifier(
+            settings.users.jwks_file, audience=settings.users.audience, issuer=settings.users.issuer, refuse_development_keys=strict
+        )
+    options = RpcOptions(
+        address=grpc.address,
+        request_bytes_ceiling=ceiling.request_bytes,
+        response_bytes_ceiling=ceiling.response_bytes,
+        tls_certificate=grpc.tls_certificate_file,
+        tls_key=grpc.tls_key_file,
+        reflection=grpc.reflection,
+        max_concurrent_rpcs=grpc.max_concurrent_rpcs,
+        claims=claims,
+    )
+    return RpcServer(options, servicer=servicer, services=services, users=users, metrics=metrics)
+
+
+async def _assets(settings: RunnerdSettings, resolver: Resolver, loader: ExtensionLoader) -> AssetsServer | None:
+    if not settings.assets.enabled:
+        return None
+
+    async def interface_of(extension: str, content_hash: str) -> InterfaceIndex | None:
+        if not await resolver.is_interface_served(extension, content_hash):
+            if await resolver.denied(content_hash):
+                raise RefusalError(Reason.HASH_DENIED, "This content was revoked.")
+            return None
+        return await loader.interface(ContentHash(content_hash))
+
+    server = AssetsServer(
+        host=host_of(settings.assets.address),
+        port=port_of(settings.assets.address),
+        root=_interface_folder(settings.cache_dir),
+        resolve=interface_of,
+        require_hardening=settings.require_hardening,
+        frame_ancestors=settings.assets.frame_ancestors,
+    )
+    await server.start()
+    return server
+
+
+def _interface_folder(cache_dir: Path) -> Path:
+    return cache_dir / "ui"

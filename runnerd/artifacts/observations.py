@@ -1,0 +1,23 @@
+"""What loading tells the daemon's metrics. `runnerd.telemetry.metrics.Metrics` is one; all values come from closed sets."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+VERIFIED = "ok"
+
+
+class LoaderMetrics(Protocol):
+    """Told what happened, from the event loop's thread; must not block or raise."""
+
+    def verification(self, result: str) -> None:
+        """A signature, an archive or an artifact was checked: "ok", or a reason of the catalog."""
+        ...
+
+    def compiled(self, seconds: float) -> None:
+        """A compiler ended, well or not."""
+        ...
+
+    def artifact_loaded(self, source: str) -> None:
+        """An artifact was made ready: from "memory", "cache" or "compiler"."""
+        ...

@@ -1,0 +1,41 @@
+"""What one invocation may do and on whose behalf, as the broker sees it. Built by the daemon from the registry, never by a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from registry.domain.ids import ExtensionId, InstallId, TenantId, VersionId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestUser:
+    """The user behind an invocation, as proven by a token or asserted with the scope for it."""
+
+    user_id: str
+    email: str = ""
+    name: str = ""
+    user_type: str = ""
+    client_name: str = ""
+    client_id: str | None = None
+    additional_fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvocationGrant:
+    """The authority of one invocation. It never leaves the daemon; workers learn only the names of its capabilities."""
+
+    tenant_id: TenantId
+    install_id: InstallId
+    extension_id: ExtensionId
+    extension_name: str
+    version_id: VersionId
+    request_id: str
+    capabilities: frozenset[str]
+    """In force: declared ∩ granted ∩ operator ceiling, and what everybody has."""
+    declared: frozenset[str]
+    granted: frozenset[str]
+    config: Mapping[str, str]
+    user: GuestUser | None
+    deadline: float
+    """On the clock of `time.monotonic()`, in seconds."""

@@ -1,0 +1,349 @@
+"""Settings of the daemon. The only place that reads its environment: RUNNERD_…, nested with "__", ENV, and RUNNER_PUBLIC_BASE.
+
+Every default is the careful one: production, loopback, hardening required. What production refuses is refused here, before a secret is
+read or anything listens: an embedded database, plaintext gRPC away from loopback, hardening that may be missing (T2, T3, T7).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from registry.domain.capabilities import KNOWN, normalise
+from registry.domain.limits import MIB, OPERATOR_CEILING, OPERATOR_DEFAULTS, ExecutionLimits, LimitWishes, clamp
+from registry.tokens import GATEWAY_AUDIENCE, RUNNER_AUDIENCE
+
+PREFIX: Final = "RUNNERD_"
+EMBEDDED_SOCKET_PREFIX: Final = "extpg-"
+"""How the socket folder of `registry.embedded_postgres` begins."""
+_ISSUER = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+class Environment(StrEnum):
+    """Where the process runs."""
+
+    DEVELOPMENT = "development"
+    PRODUCTION = "production"
+
+
+class SettingsError(ValueError):
+    """A setting is missing, malformed, unknown or refused. The text names it and repeats no secret."""
+
+
+def _address(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    if not separator or not host or not port.isdecimal() or int(port) > 65_535:  # noqa: PLR2004 - the highest port
+        message = 'must be "host:port", for example "127.0.0.1:50051" or "[::1]:50051"'
+        raise ValueError(message)
+    return value
+
+
+Address = Annotated[str, Field(max_length=255), AfterValidator(_address)]
+
+
+def host_of(address: str) -> str:
+    """Return the host of "host:port", without brackets."""
+    return address.rpartition(":")[0].strip("[]")
+
+
+def port_of(address: str) -> int:
+    """Return the port of "host:port"."""
+    return int(address.rpartition(":")[2])
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach `host`. A name other than localhost is not taken for one."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GrpcSettings(_Section):
+    """The gRPC listener."""
+
+    address: Address = "127.0.0.1:50051"
+    tls_certificate_file: Path | None = None
+    tls_key_file: Path | None = None
+    reflection: bool = False
+    max_concurrent_rpcs: Annotated[int, Field(ge=1, le=65_536)] = 2_048
+    request_bytes_in_flight: Annotated[int, Field(ge=33 * MIB, le=65_536 * MIB)] = 256 * MIB
+    """All requests in the daemon together."""
+
+
+class OpsSettings(_Section):
+    """/metrics, /healthz and /readyz."""
+
+    address: Address = "127.0.0.1:9464"
+
+
+class AssetsSettings(_Section):
+    """The child that serves interface files."""
+
+    enabled: bool = True
+    address: Address = "127.0.0.1:8081"
+    frame_ancestors: tuple[str, ...] = ()
+    """Origins that may embed interfaces; without any, nobody may."""
+
+
+class DatabaseSettings(_Section):
+    """PostgreSQL, role ext_runner. Exactly one of the two says where."""
+
+    url: SecretStr | None = None
+    url_file: Path | None = None
+    pool_size: Annotated[int, Field(ge=1, le=200)] = 10
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.url is None) == (self.url_file is None):
+            message = "give either RUNNERD_DATABASE__URL_FILE or RUNNERD_DATABASE__URL"
+            raise ValueError(message)
+        return self
+
+
+class ServicesSettings(_Section):
+    """Whose service tokens are accepted."""
+
+    jwks_file: Path
+    issuer: _ISSUER
+    audience: Annotated[str, Field(min_length=1, max_length=255)] = RUNNER_AUDIENCE
+
+
+class UsersSettings(_Section):
+    """Whose users' own tokens are accepted as subject tokens."""
+
+    jwks_file: Path
+    issuer: _ISSUER
+    audience: Annotated[str, Field(min_length=1, max_length=255)] = GATEWAY_AUDIENCE
+    tenant_claim: Annotated[str, Field(min_length=1, max_length=64)] = "tenant"
+    subject_claim: Annotated[str, Field(min_length=1, max_length=64)] = "sub"
+    roles_claim: Annotated[str, Field(min_length=1, max_length=64)] = "roles"
+
+
+class ArtifactsSettings(_Section):
+    """Compiled artifacts."""
+
+    key_file: Path
+    """Ed25519 private key (PEM) that signs artifact records; created where it is absent."""
+    previous_public_key_file: Path | None = None
+    """During a rotation: records of this key count as well."""
+    loaded_bytes: Annotated[int, Field(ge=64 * MIB)] = 1_024 * MIB
+    cache_bytes: Annotated[int, Field(ge=64 * MIB)] = 8_192 * MIB
+    interface_cache_bytes: Annotated[int, Field(ge=16 * MIB)] = 2_048 * MIB
+    compilers: Annotated[int, Field(ge=1, le=64)] = 1
+    compile_seconds: Annotated[float, Field(gt=0, le=3_600)] = 120.0
+
+
+class WorkersSettings(_Section):
+    """Worker processes. 0 leaves the number to the CPUs found."""
+
+    floor: Annotated[int, Field(ge=0, le=4_096)] = 0
+    """Kept alive when idle; 0 = two for each CPU."""
+    ceiling: Annotated[int, Field(ge=0, le=4_096)] = 0
+    """At most; 0 = 32 for each CPU."""
+    slots: Annotated[int, Field(ge=1, le=64)] = 16
+    """Calls that one worker holds."""
+    pin: Literal["auto", "on", "off"] = "auto"
+    isolation: Literal["tenant", "install", "dedicated"] = "tenant"
+    idle_seconds: Annotated[float, Field(ge=1, le=86_400)] = 60.0
+    max_calls: Annotated[int, Field(ge=1)] = 20_000
+    """Calls after which a worker is replaced."""
+    grace_seconds: Annotated[float, Field(ge=0.05, le=10)] = 0.5
+    """How long after its deadline a call may still take to end before its worker is killed."""
+
+
+class AdmissionSettings(_Section):
+    """Who may run now."""
+
+    per_tenant: Annotated[int, Field(ge=1, le=10_000)] = 16
+    per_install: Annotated[int, Field(ge=1, le=10_000)] = 8
+    waiting: Annotated[int, Field(ge=0, le=100_000)] = 512
+    waiting_per_tenant: Annotated[int, Field(ge=0, le=10_000)] = 64
+    queue_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0
+
+
+class LimitOverrides(_Section):
+    """Limits of one execution that differ from the product's; see `registry.domain.limits.ExecutionLimits` for the units."""
+
+    wall_time_ms: Annotated[int, Field(ge=1)] | None = None
+    cpu_time_ms: Annotated[int, Field(ge=1)] | None = None
+    fuel: Annotated[int, Field(ge=1, le=1 << 62)] | None = None
+    memory_bytes: Annotated[int, Field(ge=MIB)] | None = None
+    request_bytes: Annotated[int, Field(ge=0)] | None = None
+    response_bytes: Annotated[int, Field(ge=0)] | None = None
+    host_calls: Annotated[int, Field(ge=0)] | None = None
+    log_lines: Annotated[int, Field(ge=0)] | None = None
+    log_bytes: Annotated[int, Field(ge=0)] | None = None
+
+    def over(self, base: ExecutionLimits) -> ExecutionLimits:
+        """Return `base` with these limits in place of its own."""
+        return replace(base, **self.model_dump(exclude_none=True))
+
+
+class LimitsSettings(_Section):
+    """Operator limits: what applies where nobody asks, and what nobody can exceed."""
+
+    defaults: LimitOverrides = LimitOverrides()
+    ceiling: LimitOverrides = LimitOverrides()
+
+    @property
+    def effective_ceiling(self) -> ExecutionLimits:
+        """What nobody can exceed."""
+        return self.ceiling.over(OPERATOR_CEILING)
+
+    @property
+    def effective_defaults(self) -> ExecutionLimits:
+        """What applies where nobody asks; never above the ceiling."""
+        wanted, ceiling = self.defaults.over(OPERATOR_DEFAULTS), self.effective_ceiling
+        return clamp(defaults=wanted, ceiling=ceiling, grant=LimitWishes(), wishes=LimitWishes())
+
+    @model_validator(mode="after")
+    def _below_the_product(self) -> Self:
+        hard = OPERATOR_CEILING
+        for limit in fields(ExecutionLimits):
+            own = getattr(self.effective_ceiling, limit.name)
+            # Fuel is the operator's alone (DESIGN §7); every other figure is what engine, frames and memory are built for.
+            if limit.name != "fuel" and own > getattr(hard, limit.name):
+                message = f"ceiling.{limit.name} is {own}, above what this build supports ({getattr(hard, limit.name)})"
+                raise ValueError(message)
+        return self
+
+
+class RunnerdSettings(BaseSettings):
+    """All settings; frozen, unknown ones refused."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid", populate_by_name=True)
+
+    environment: Environment = Field(Environment.PRODUCTION, validation_alias=AliasChoices("RUNNERD_ENVIRONMENT", "ENV"))
+    log_level: Annotated[str, Field(pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
+    require_hardening: bool = True
+    """Refuse to run with a worker, compiler or assets child in which a mandatory step of hardening failed. False only in development."""
+    drain_seconds: Annotated[float, Field(ge=0, le=600)] = 30.0
+    """How long running calls may take to end after SIGTERM."""
+    public_base: str | None = Field(None, max_length=255, validation_alias=AliasChoices("RUNNERD_PUBLIC_BASE", "RUNNER_PUBLIC_BASE"))
+    """Where browsers reach the interface files, for example "https://ext.example.com"; written to the log at start."""
+    trust_domains_file: Path
+    object_store_url: Annotated[str, Field(pattern=r"^file:///", max_length=4096)]
+    """Where bundles lie: "file:///folder"."""
+    cache_dir: Path
+    """Folder of the daemon's own (0700): compiled artifacts, interface files, scratch."""
+    capability_ceiling: tuple[str, ...] = tuple(sorted(KNOWN))
+    """What any install may have at all."""
+    grpc: GrpcSettings = GrpcSettings()
+    ops: OpsSettings = OpsSettings()
+    assets: AssetsSettings = AssetsSettings()
+    database: DatabaseSettings
+    services: ServicesSettings
+    users: UsersSettings | None = None
+    artifacts: ArtifactsSettings
+    workers: WorkersSettings = WorkersSettings()
+    admission: AdmissionSettings = AdmissionSettings()
+    limits: LimitsSettings = LimitsSettings()
+
+    @property
+    def is_production(self) -> bool:
+        """Whether what is meant for development is refused."""
+        return self.environment is Environment.PRODUCTION
+
+    @property
+    def object_store_folder(self) -> Path:
+        """The folder of the local object store."""
+        return Path(unquote(urlsplit(self.object_store_url).path))
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """The capability ceiling, without prefixes."""
+        return frozenset(normalise(name) for name in self.capability_ceiling)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in self.capability_ceiling:
+            normalise(name)
+        grpc = self.grpc
+        if (grpc.tls_certificate_file is None) != (grpc.tls_key_file is None):
+            message = "grpc.tls_certificate_file and grpc.tls_key_file belong together"
+            raise ValueError(message)
+        # SECURITY: a bearer token over plaintext is everybody's (T8).
+        if grpc.tls_certificate_file is None and not is_loopback(host_of(grpc.address)):
+            message = f"plaintext gRPC is refused on {grpc.address}; give a TLS certificate and key, or listen on loopback"
+            raise ValueError(message)
+        if self.is_production and not self.require_hardening:
+            message = "require_hardening=false needs ENV=development"
+            raise ValueError(message)
+        if self.database.url is not None:
+            self._check_database(self.database.url.get_secret_value())
+        if self.workers.ceiling and self.workers.floor > self.workers.ceiling:
+            message = "workers.floor is above workers.ceiling"
+            raise ValueError(message)
+        return self
+
+    def _check_database(self, url: str) -> None:
+        # SECURITY: the embedded server's superuser belongs to whoever runs it (T3).
+        if self.is_production and is_embedded_database(url):
+            message = "the database is an embedded development server, which production refuses"
+            raise ValueError(message)
+
+    def read_database_url(self) -> str:
+        """Read the URL, from its file where it has one.
+
+        Raises:
+            SettingsError: the file cannot be read, or production meets an embedded server.
+        """
+        if self.database.url is not None:
+            return self.database.url.get_secret_value()
+        file = self.database.url_file
+        if file is None:
+            message = "no database URL"
+            raise SettingsError(message)
+        try:
+            url = file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            message = f"database.url_file {file} cannot be read"
+            raise SettingsError(message) from error
+        try:
+            self._check_database(url)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+        return url
+
+
+def is_embedded_database(url: str) -> bool:
+    """Tell whether `url` leads to a server of `registry.embedded_postgres`: a UNIX socket in a folder that only it makes."""
+    parts = urlsplit(url)
+    hosts = [unquote(parts.hostname or ""), *(host for value in parse_qs(parts.query).get("host", []) for host in value.split(","))]
+    return any(segment.startswith(EMBEDDED_SOCKET_PREFIX) for host in hosts for segment in Path(host).parts)
+
+
+def load(**overrides: Any) -> RunnerdSettings:
+    """Read the environment; `overrides` are for tests.
+
+    Raises:
+        SettingsError: a setting is missing, malformed, unknown or refused.
+    """
+    known = {f"{PREFIX}{name.upper()}" for name in RunnerdSettings.model_fields}
+    for name in os.environ:
+        if name.upper().startswith(PREFIX) and name.upper().split("__", 1)[0] not in known:
+            message = f"unknown setting {name}; a misspelt limit would otherwise silently not apply"
+            raise SettingsError(message)
+    try:
+        return RunnerdSettings(**overrides)
+    except ValidationError as error:
+        raise SettingsError(_readable(error)) from error
+
+
+def _readable(error: ValidationError) -> str:
+    """Say what is wrong, without the values."""
+    rows = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(f"{'.'.join(str(part) for part in row['loc']) or 'settings'}: {row['msg']}" for row in rows)

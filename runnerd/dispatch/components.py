@@ -1,0 +1,73 @@
+"""Which components one worker has mapped, under which numbers; loads once, drops the least recently used."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from extrunner.worker.v1 import worker_pb2
+from runnerd.artifacts.loaded import CompiledExtension
+from runnerd.dispatch.channel import FrameChannel
+from runnerd.worker.frames import NO_CALL, FrameKind
+
+
+@dataclass(slots=True, eq=False)
+class _Mapped:
+    number: int
+    loading: asyncio.Task[None]
+    users: int = 0
+
+
+class MappedComponents:
+    """The components of one worker.
+
+    Args:
+        channel: to the worker.
+        limit: how many stay mapped; those in use beyond that stay until they are not.
+    """
+
+    def __init__(self, channel: FrameChannel, *, limit: int) -> None:
+        self._channel = channel
+        self._limit = limit
+        # SECURITY: known by the digest of the native code itself, never by a name or a bundle's hash (T1).
+        self._mapped: OrderedDict[tuple[str, int], _Mapped] = OrderedDict()
+        self._next = 1
+
+    @asynccontextmanager
+    async def use(self, extension: CompiledExtension) -> AsyncIterator[int]:
+        """Yield the number of a component whose LOAD is on its way; it is not dropped while the block runs.
+
+        Raises:
+            ChannelClosedError: the channel has ended.
+        """
+        identity = (extension.artifact.sha256, extension.memories)
+        mapped = self._mapped.get(identity)
+        if mapped is None:
+            # A task of its own: who came first may be cancelled, the others still need the component.
+            mapped = _Mapped(self._next, asyncio.get_running_loop().create_task(self._load(self._next, extension)))
+            self._next += 1
+            self._mapped[identity] = mapped
+        self._mapped.move_to_end(identity)
+        mapped.users += 1
+        try:
+            await asyncio.shield(mapped.loading)
+            await self._drop_surplus()
+            yield mapped.number
+        finally:
+            mapped.users -= 1
+
+    async def _load(self, number: int, extension: CompiledExtension) -> None:
+        load = worker_pb2.LoadComponent(component=number, size=extension.artifact.size, memories=extension.memories)
+        await self._channel.send_descriptor(
+            FrameKind.LOAD, load.SerializeToString(), descriptor=extension.artifact.fileno(), keep=extension.artifact
+        )
+
+    async def _drop_surplus(self) -> None:
+        for identity, mapped in list(self._mapped.items()):
+            if len(self._mapped) <= self._limit:
+                return
+            if mapped.users == 0 and self._mapped.pop(identity, None) is not None:
+                await self._channel.send(FrameKind.DROP, NO_CALL, worker_pb2.DropComponent(component=mapped.number).SerializeToString())

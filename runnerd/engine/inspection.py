@@ -1,0 +1,345 @@
+"""Reads the outer shape of a component's binary before anything compiles it: how much it would instantiate, what it imports and exports.
+
+The attacks it stops: a core module or garbage where a component belongs; a component whose nested instantiations multiply (each level
+twice: 2^n memories); more linear memories than the memory cap is divided by (N14). The parser reads section headers and index spaces only,
+checks every length against the bytes there are, and bounds every count; what it does not know it refuses.
+
+Pure Python, no engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from runnerd.engine.profile import MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLES
+
+MAX_COMPONENT_BYTES = 64 * 1024 * 1024
+"""DESIGN §7: wasm in a bundle."""
+HANDLER = "handler"
+_MAX_NESTING = 8
+_MAX_SECTIONS = 50_000
+_MAX_ENTRIES = 100_000
+_MAX_NAME_BYTES = 4_096
+_MAX_IMPORTS = 1_000
+_MAX_FUNCTIONS = 1_000_000
+
+_CORE_PREAMBLE = b"\0asm\x01\x00\x00\x00"
+_COMPONENT_PREAMBLE = b"\0asm\x0d\x00\x01\x00"
+_CUSTOM, _CORE_MODULE, _CORE_INSTANCE, _COMPONENT, _INSTANCE, _ALIAS, _IMPORT, _EXPORT = 0, 1, 2, 4, 5, 6, 10, 11
+_MODULE_FUNCTIONS, _MODULE_TABLES, _MODULE_MEMORIES = 3, 4, 5
+_SORT_CORE, _SORT_FUNCTION, _SORT_VALUE, _SORT_TYPE, _SORT_COMPONENT = 0, 1, 2, 3, 4
+_CORE_SORT_MODULE = 0x11
+_ALIAS_OUTER = 2
+
+
+class CompileRejectedError(Exception):
+    """A component cannot be accepted. The text is for its author."""
+
+
+def _reject(message: str) -> NoReturn:
+    raise CompileRejectedError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentShape:
+    """What one instance of a component consists of, all nested ones included."""
+
+    size: int
+    memories: int
+    tables: int
+    functions: int
+    core_instances: int
+    imports: tuple[str, ...]
+    """Instances and functions; types are left out."""
+    exports: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Totals:
+    memories: int = 0
+    tables: int = 0
+    functions: int = 0
+    core_instances: int = 0
+
+    def add(self, other: _Totals) -> None:
+        self.memories += other.memories
+        self.tables += other.tables
+        self.functions += other.functions
+        self.core_instances += other.core_instances
+
+
+@dataclass(slots=True)
+class _Scope:
+    """Index spaces of one component, as far as they matter; None stands for what comes from outside."""
+
+    parent: _Scope | None
+    modules: list[_Totals | None] = field(default_factory=list)
+    components: list[_Totals | None] = field(default_factory=list)
+    totals: _Totals = field(default_factory=_Totals)
+    imports: list[str] = field(default_factory=list)
+    exports: list[str] = field(default_factory=list)
+    functions_exported: set[str] = field(default_factory=set)
+
+
+class _Reader:
+    """Reads a part of the binary, never beyond its end."""
+
+    __slots__ = ("data", "end", "offset")
+
+    def __init__(self, data: memoryview, offset: int, end: int) -> None:
+        self.data = data
+        self.offset = offset
+        self.end = end
+
+    def byte(self) -> int:
+        if self.offset >= self.end:
+            _reject("the component ends in the middle of a section")
+        value = self.data[self.offset]
+        self.offset += 1
+        return value
+
+    def u32(self) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.byte()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:  # noqa: PLR2004 - the continuation bit
+                if value >> 32:
+                    break
+                return value
+        _reject("a number in the component does not fit 32 bits")
+
+    def count(self, maximum: int = _MAX_ENTRIES) -> int:
+        value = self.u32()
+        if value > min(maximum, self.end - self.offset):
+            _reject(f"the component announces {value} entries where at most {maximum} are allowed")
+        return value
+
+    def name(self) -> str:
+        length = self.u32()
+        if length > min(_MAX_NAME_BYTES, self.end - self.offset):
+            _reject("a name in the component is too long")
+        raw = bytes(self.data[self.offset : self.offset + length])
+        self.offset += length
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            _reject("a name in the component is not UTF-8")
+
+    def external_name(self) -> str:
+        form = self.byte()
+        if form not in {0, 1}:
+            _reject(f"the component uses a form of names ({form}) that is not supported")
+        return self.name()
+
+    def sort(self) -> tuple[int, int]:
+        first = self.byte()
+        return first, self.byte() if first == _SORT_CORE else 0
+
+
+def inspect_component(wasm: bytes) -> ComponentShape:
+    """Read the shape of a component.
+
+    Raises:
+        CompileRejectedError: it is not a component, exceeds a limit, or does not export `handler`.
+    """
+    if len(wasm) > MAX_COMPONENT_BYTES:
+        _reject(f"the component has {len(wasm)} bytes; at most {MAX_COMPONENT_BYTES} are allowed")
+    if wasm.startswith(_CORE_PREAMBLE):
+        _reject("this is a core module; build a component of the world alga:extension/runner or extrunner:host/extension")
+    if not wasm.startswith(_COMPONENT_PREAMBLE):
+        _reject("this is not a WebAssembly component")
+    walk = _Walk()
+    scope = walk.component(_Reader(memoryview(wasm), len(_COMPONENT_PREAMBLE), len(wasm)), None, 0)
+    _check(scope)
+    totals = scope.totals
+    return ComponentShape(
+        size=len(wasm),
+        memories=totals.memories,
+        tables=totals.tables,
+        functions=totals.functions,
+        core_instances=totals.core_instances,
+        imports=tuple(scope.imports),
+        exports=tuple(scope.exports),
+    )
+
+
+def _check(scope: _Scope) -> None:
+    totals = scope.totals
+    if HANDLER not in scope.functions_exported:
+        _reject("the component does not export the function handler")
+    if not 1 <= totals.memories <= MAX_MEMORIES:
+        _reject(f"the component makes {totals.memories} linear memories; 1 to {MAX_MEMORIES} are allowed")
+    if totals.tables > MAX_TABLES:
+        _reject(f"the component makes {totals.tables} tables; at most {MAX_TABLES} are allowed")
+    if totals.core_instances > MAX_CORE_INSTANCES:
+        _reject(f"the component makes {totals.core_instances} core instances; at most {MAX_CORE_INSTANCES} are allowed")
+    if totals.functions > _MAX_FUNCTIONS:
+        _reject(f"the component has {totals.functions} functions; at most {_MAX_FUNCTIONS} are allowed")
+    if len(scope.imports) > _MAX_IMPORTS:
+        _reject(f"the component has {len(scope.imports)} imports; at most {_MAX_IMPORTS} are allowed")
+
+
+class _Walk:
+    """One pass over a component and what is nested in it."""
+
+    def __init__(self) -> None:
+        self.sections_left = _MAX_SECTIONS
+
+    def component(self, reader: _Reader, parent: _Scope | None, depth: int) -> _Scope:
+        if depth > _MAX_NESTING:
+            _reject("components are nested too deeply")
+        scope = _Scope(parent)
+        while reader.offset < reader.end:
+            identifier, body = self.section(reader)
+            if identifier == _CORE_MODULE:
+                scope.modules.append(self.module(body))
+            elif identifier == _COMPONENT:
+                if bytes(body.data[body.offset : body.offset + 8]) != _COMPONENT_PREAMBLE:
+                    _reject("a nested component is malformed")
+                body.offset += len(_COMPONENT_PREAMBLE)
+                scope.components.append(self.component(body, scope, depth + 1).totals)
+            elif identifier in _SECTIONS:
+                _SECTIONS[identifier](body, scope)
+        return scope
+
+    def section(self, reader: _Reader) -> tuple[int, _Reader]:
+        self.sections_left -= 1
+        if self.sections_left < 0:
+            _reject("the component has too many sections")
+        identifier = reader.byte()
+        length = reader.u32()
+        start = reader.offset
+        if length > reader.end - start:
+            _reject("a section ends outside the component")
+        reader.offset += length
+        return identifier, _Reader(reader.data, start, start + length)
+
+    def module(self, reader: _Reader) -> _Totals:
+        if bytes(reader.data[reader.offset : reader.offset + 8]) != _CORE_PREAMBLE:
+            _reject("a core module in the component is malformed")
+        reader.offset += len(_CORE_PREAMBLE)
+        totals = _Totals(core_instances=1)
+        while reader.offset < reader.end:
+            identifier, body = self.section(reader)
+            if identifier == _MODULE_FUNCTIONS:
+                totals.functions += body.count(_MAX_FUNCTIONS)
+            elif identifier == _MODULE_TABLES:
+                totals.tables += body.count()
+            elif identifier == _MODULE_MEMORIES:
+                totals.memories += body.count()
+        return totals
+
+
+def _item(space: list[_Totals | None], index: int) -> _Totals:
+    if index >= len(space):
+        _reject("the component refers to something that it does not define")
+    item = space[index]
+    if item is None:
+        _reject("the component instantiates a module or component that it does not contain itself")
+    return item
+
+
+def _core_instances(reader: _Reader, scope: _Scope) -> None:
+    for _ in range(reader.count()):
+        if reader.byte() == 0:
+            scope.totals.add(_item(scope.modules, reader.u32()))
+            for _ in range(reader.count()):
+                reader.name()
+                reader.byte()
+                reader.u32()
+        else:
+            for _ in range(reader.count()):
+                reader.name()
+                reader.byte()
+                reader.u32()
+
+
+def _instances(reader: _Reader, scope: _Scope) -> None:
+    for _ in range(reader.count()):
+        if reader.byte() == 0:
+            scope.totals.add(_item(scope.components, reader.u32()))
+            for _ in range(reader.count()):
+                reader.name()
+                reader.sort()
+                reader.u32()
+        else:
+            for _ in range(reader.count()):
+                reader.external_name()
+                reader.sort()
+                reader.u32()
+
+
+def _aliases(reader: _Reader, scope: _Scope) -> None:
+    for _ in range(reader.count()):
+        sort = reader.sort()
+        target = reader.byte()
+        found: _Totals | None = None
+        if target == _ALIAS_OUTER:
+            found = _outer(scope, sort, reader.u32(), reader.u32())
+        else:
+            reader.u32()
+            reader.name()
+        _enter(scope, sort, found)
+
+
+def _outer(scope: _Scope, sort: tuple[int, int], levels: int, index: int) -> _Totals | None:
+    target: _Scope | None = scope
+    for _ in range(min(levels, _MAX_NESTING + 1)):
+        target = target.parent if target is not None else None
+    if target is None:
+        return None
+    space = _space(target, sort)
+    return space[index] if space is not None and index < len(space) else None
+
+
+def _space(scope: _Scope, sort: tuple[int, int]) -> list[_Totals | None] | None:
+    if sort == (_SORT_CORE, _CORE_SORT_MODULE):
+        return scope.modules
+    return scope.components if sort[0] == _SORT_COMPONENT else None
+
+
+def _enter(scope: _Scope, sort: tuple[int, int], item: _Totals | None) -> None:
+    space = _space(scope, sort)
+    if space is not None:
+        space.append(item)
+
+
+def _description(reader: _Reader) -> tuple[int, int]:
+    """Skip an externdesc; return its sort."""
+    sort = reader.sort()
+    if sort[0] in {_SORT_VALUE, _SORT_TYPE}:
+        # Value and type bounds: a form, and an index unless it is a fresh resource.
+        if reader.byte() == 0 or sort[0] == _SORT_VALUE:
+            reader.u32()
+    else:
+        reader.u32()
+    return sort
+
+
+def _imports(reader: _Reader, scope: _Scope) -> None:
+    for _ in range(reader.count()):
+        name = reader.external_name()
+        sort = _description(reader)
+        if sort[0] != _SORT_TYPE:
+            scope.imports.append(name)
+        _enter(scope, sort, None)
+
+
+def _exports(reader: _Reader, scope: _Scope) -> None:
+    for _ in range(reader.count()):
+        name = reader.external_name()
+        sort = reader.sort()
+        index = reader.u32()
+        if reader.byte() == 1:
+            _description(reader)
+        scope.exports.append(name)
+        if sort[0] == _SORT_FUNCTION:
+            scope.functions_exported.add(name)
+        # An export is an index of its own.
+        space = _space(scope, sort)
+        _enter(scope, sort, space[index] if space is not None and index < len(space) else None)
+
+
+_SECTIONS = {_CORE_INSTANCE: _core_instances, _INSTANCE: _instances, _ALIAS: _aliases, _IMPORT: _imports, _EXPORT: _exports}

@@ -1,0 +1,190 @@
+"""How a call ended: the outcomes, and the one place where an engine's error becomes one of them.
+
+A failed call of a component gives a text that ends in "wasm trap: …" (RUNTIME §4.12); there is a test per kind. What the host itself
+decided (deadline, exit, host-call limit) never passes through a text: the invocation keeps it as a `Stop`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class TrapKind(StrEnum):
+    """Lower-case names of extrunner.runner.v1.TrapKind."""
+
+    UNREACHABLE = "unreachable"
+    STACK_OVERFLOW = "stack_overflow"
+    OUT_OF_BOUNDS = "out_of_bounds"
+    ARITHMETIC = "arithmetic"
+    BAD_INDIRECT_CALL = "bad_indirect_call"
+    EXIT = "exit"
+    ABI = "abi"
+    UNKNOWN_IMPORT = "unknown_import"
+    INSTANTIATION = "instantiation"
+    OTHER = "other"
+
+
+class LimitKind(StrEnum):
+    """Lower-case names of extrunner.runner.v1.LimitKind."""
+
+    WALL_TIME = "wall_time"
+    CPU_TIME = "cpu_time"
+    FUEL = "fuel"
+    MEMORY = "memory"
+    RESPONSE_SIZE = "response_size"
+    HOST_CALLS = "host_calls"
+    HEADERS = "headers"
+    TABLES = "tables"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """The guest answered with a valid response."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trapped:
+    """The guest trapped."""
+
+    kind: TrapKind
+    message: str
+    """For the extension's author; no internals of the host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitExceeded:
+    """A limit ended the call. Both figures in the limit's unit: microseconds, fuel, bytes, calls, headers."""
+
+    limit: LimitKind
+    used: int
+    allowed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestError:
+    """The guest answered, but not with a valid response."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InternalError:
+    """The worker could not run the call; not the guest's doing."""
+
+    message: str
+
+
+Outcome = Completed | Trapped | LimitExceeded | GuestError | InternalError
+Stop = Trapped | LimitExceeded | InternalError
+"""An end that the host decided while the guest ran."""
+
+MAX_MESSAGE_CHARACTERS = 512
+
+# Needle in the engine's text → kind and what the author reads. The first that matches decides.
+_TRAPS: tuple[tuple[str, TrapKind, str], ...] = (
+    ("wasm `unreachable` instruction executed", TrapKind.UNREACHABLE, "the extension aborted (unreachable instruction)"),
+    ("call stack exhausted", TrapKind.STACK_OVERFLOW, "the extension used up its stack of 1 MiB"),
+    ("out of bounds memory access", TrapKind.OUT_OF_BOUNDS, "the extension accessed memory out of bounds"),
+    ("undefined element: out of bounds table access", TrapKind.OUT_OF_BOUNDS, "the extension accessed a table out of bounds"),
+    ("out of bounds table access", TrapKind.OUT_OF_BOUNDS, "the extension accessed a table out of bounds"),
+    ("integer divide by zero", TrapKind.ARITHMETIC, "the extension divided an integer by zero"),
+    ("integer overflow", TrapKind.ARITHMETIC, "an integer operation of the extension overflowed"),
+    ("invalid conversion to integer", TrapKind.ARITHMETIC, "the extension converted a float that no integer can hold"),
+    ("indirect call type mismatch", TrapKind.BAD_INDIRECT_CALL, "the extension called a function of another type"),
+    ("uninitialized element", TrapKind.BAD_INDIRECT_CALL, "the extension called an empty table element"),
+    ("null reference", TrapKind.BAD_INDIRECT_CALL, "the extension used a null reference"),
+)
+# What the canonical ABI refuses about what a guest hands over. wasmtime words these in several places; the tests hold one guest for each.
+_ABI = re.compile(
+    r"pointer not aligned|unaligned pointer|out[- ]of[- ]bounds|not in bounds|invalid utf|incomplete utf|utf-?16|discriminant"
+    r"|realloc return|cannot (enter|leave) component|unknown handle|handle index|borrow|invalid (char|bool)",
+    re.IGNORECASE,
+)
+_HOSTCALL_FUEL = "fuel allocated for hostcalls has been exhausted"
+_TOO_MUCH_MEMORY = re.compile(
+    r"memory minimum size of \d+ (pages|bytes) exceeds memory limits|minimum size .{0,40}exceeds.{0,20}memory limit"
+)
+_TOO_MUCH_TABLE = re.compile(r"table minimum size of \d+ elements exceeds table limits|tables? .{0,40}(limit|exceeds)|table count too high")
+_TOO_MANY = re.compile(
+    r"resource limit exceeded: (instance|memory|table) count too high at (\d+)|(instance|memory|table) count too high at (\d+)"
+)
+_LINEAR_MEMORY_SIZE = re.compile(r"in linear memory of size 0x([0-9a-f]+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What the call had used when it failed, for the outcomes that name figures."""
+
+    fuel_used: int
+    fuel_allowed: int
+    memory_cap: int
+    """Of one linear memory."""
+    memory_allowed: int
+    memory_touched: int
+    """An estimate (`limits.TouchedMemory`)."""
+    response_allowed: int
+    table_elements_allowed: int
+
+
+def classify_instantiation(text: str, figures: Figures) -> Outcome:
+    """Name the outcome of a component that did not instantiate."""
+    if "all fuel consumed" in text:
+        return _out_of_fuel(figures)
+    if _TOO_MUCH_MEMORY.search(text):
+        return LimitExceeded(limit=LimitKind.MEMORY, used=figures.memory_allowed + 1, allowed=figures.memory_allowed)
+    if _TOO_MUCH_TABLE.search(text):
+        allowed = figures.table_elements_allowed
+        return LimitExceeded(limit=LimitKind.TABLES, used=allowed + 1, allowed=allowed)
+    if "wasm trap:" in text:
+        return classify_trap(text, figures)
+    return Trapped(kind=TrapKind.INSTANTIATION, message="the component could not be instantiated: " + reason_of(text))
+
+
+def classify_trap(text: str, figures: Figures) -> Outcome:
+    """Name the outcome of a call that the engine ended."""
+    if _HOSTCALL_FUEL in text:
+        # NOTE: the same wall stands before a host call's arguments; both are bytes that the guest hands over (N4).
+        allowed = figures.response_allowed
+        return LimitExceeded(limit=LimitKind.RESPONSE_SIZE, used=allowed + 1, allowed=allowed)
+    if "all fuel consumed by WebAssembly" in text:
+        return _out_of_fuel(figures)
+    if _ran_out_of_memory(text, figures):
+        return LimitExceeded(limit=LimitKind.MEMORY, used=figures.memory_allowed, allowed=figures.memory_allowed)
+    for needle, kind, message in _TRAPS:
+        if needle in text:
+            return Trapped(kind=kind, message=message)
+    reason = reason_of(text)
+    if _ABI.search(reason):
+        return Trapped(kind=TrapKind.ABI, message="the extension broke the component model's rules: " + reason)
+    return Trapped(kind=TrapKind.OTHER, message="the extension was ended by the engine: " + reason)
+
+
+def _out_of_fuel(figures: Figures) -> LimitExceeded:
+    return LimitExceeded(limit=LimitKind.FUEL, used=max(figures.fuel_used, figures.fuel_allowed), allowed=figures.fuel_allowed)
+
+
+def _ran_out_of_memory(text: str, figures: Figures) -> bool:
+    """Tell whether a trap follows from a refused growth of memory, as far as the C API lets one see it.
+
+    A refused `memory.grow` is silent there. Evident is a fault behind a memory that stands at its cap, and an abort of a guest that has
+    touched nearly all it may: allocators abort when growth fails.
+    """
+    fault = _LINEAR_MEMORY_SIZE.search(text)
+    if fault is not None:
+        return int(fault.group(1), 16) >= figures.memory_cap
+    nearly_all = figures.memory_allowed - figures.memory_allowed // 8
+    return "`unreachable`" in text and figures.memory_touched >= nearly_all
+
+
+def reason_of(text: str) -> str:
+    """Return the part of an engine's error that is about the guest: the innermost cause, without backtrace and addresses."""
+    lines = [line.strip() for line in text.splitlines()]
+    causes = [line for line in lines if line and not re.match(r"(\d+:\s+0x|error while executing|wasm backtrace|Caused by|note: )", line)]
+    chosen = re.sub(r"^\d+:\s+", "", causes[-1]) if causes else "no reason given"
+    return re.sub(r"0x[0-9a-f]{5,}", "0x…", chosen)[:MAX_MESSAGE_CHARACTERS]

@@ -1,0 +1,209 @@
+"""The daemon's metrics, for Prometheus (DESIGN §10, T43).
+
+Every label comes from a closed set that is written down here; tenant, extension, digest and whatever a guest says are never labels. A value
+outside its set is counted as "other", so that no caller can make series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from registry.domain.capabilities import KNOWN
+from registry.domain.errors import Reason
+
+OUTCOMES = ("completed", "trapped", "limit_exceeded", "guest_error", "error")
+TRIGGERS = ("http", "event", "schedule")
+HOST_CALL_RESULTS = ("ok", "error", "denied", "timeout", "violation")
+RESTART_CAUSES = ("exited", "violation", "backstop", "start_failed", "idle", "recycled", "isolation", "shutdown")
+VERIFICATION_RESULTS = ("ok", *sorted(reason.value for reason in Reason))
+PRESCAN_PROBLEMS = (
+    "truncated",
+    "unknown_field",
+    "duplicate_field",
+    "too_many_repeats",
+    "too_many_fields",
+    "too_deep",
+    "too_large",
+    "bad_varint",
+    "undecodable",
+)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_COMPILE_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 120)
+_FUEL = tuple(10.0**power for power in range(3, 12))
+_BYTES = tuple(float(1 << power) for power in range(16, 31, 2))
+
+
+class UsedResources(Protocol):
+    """What one execution used (`runnerd.dispatch.outcome.Usage`)."""
+
+    @property
+    def wall_us(self) -> int:
+        """Microseconds in a worker."""
+
+    @property
+    def queue_us(self) -> int:
+        """Microseconds of waiting."""
+
+    @property
+    def cpu_us(self) -> int:
+        """Microseconds of CPU time."""
+
+    @property
+    def fuel(self) -> int:
+        """Units of fuel."""
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """Bytes at the peak, where known."""
+
+    @property
+    def egress_request_bytes(self) -> int:
+        """Bytes sent by http.fetch."""
+
+    @property
+    def egress_response_bytes(self) -> int:
+        """Bytes received by http.fetch."""
+
+
+class Metrics:
+    """One daemon's metrics in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._executions = self._counter("executions", "Executions that reached an outcome or an error.", "outcome", "trigger")
+        self._duration = self._histogram("execution_duration_seconds", "Time in a worker.", _SECONDS, "outcome")
+        self._queue_wait = self._histogram("queue_wait_seconds", "Time waiting for a place and a worker.", _SECONDS)
+        self._fuel = self._histogram("execution_fuel", "Fuel used by one execution.", _FUEL)
+        self._fuel_total = self._counter("fuel_used", "Fuel used by all executions.")
+        self._peak = self._histogram("execution_peak_memory_bytes", "Peak linear memory of one execution.", _BYTES)
+        self._cpu = self._counter("guest_cpu_seconds", "CPU time of guests.")
+        self._egress = self._counter("egress_bytes", "Bytes of http.fetch.", "direction")
+        self._host_calls = self._counter("host_calls", "Host calls brokered.", "capability", "result")
+        self._denials = self._counter("capability_denials", "Calls of capabilities that were not granted.", "capability")
+        self._refusals = self._counter("refusals", "Requests refused or failed, by reason of the catalog.", "reason")
+        self._prescan = self._counter("prescan_refusals", "Requests refused before they were parsed.", "problem")
+        self._undeclared = self._counter("undeclared_endpoint_calls", "Calls of paths that the manifest does not declare (advisory).")
+        self._restarts = self._counter("worker_restarts", "Workers that ended, by cause.", "cause")
+        self._workers = self._gauge("workers", "Worker processes alive.")
+        self._slots = self._gauge("pool_slots", "Calls that the workers alive can hold.")
+        self._slots_used = self._gauge("pool_slots_in_use", "Calls in workers now.")
+        self._waiting = self._gauge("admission_waiting", "Calls that wait for a place.")
+        self._compiles = self._histogram("compile_duration_seconds", "Time of compilations.", _COMPILE_SECONDS)
+        self._loads = self._counter("artifact_loads", "Artifacts made ready, by where they came from.", "source")
+        self._verifications = self._counter("bundle_verifications", "Verifications of bundles at load, by result.", "result")
+        self._hardening = self._gauge("hardening_applied", "1 where the step holds in every worker alive.", "step")
+        self._engine = self._gauge("engine_info", "Always 1; version and fingerprint of the engine.", "version", "fingerprint")
+        self._trust = self._gauge("trust_domain_production", "1 where the trust domain is a production one.")
+        self._dropped = self._counter("execution_records_lost", "Execution records that could not be handed on.")
+        self._prepare()
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"extrunner_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"extrunner_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
+        return Histogram(f"extrunner_{name}", text, labels, buckets=tuple(buckets), registry=self.registry)
+
+    def _prepare(self) -> None:
+        """Make every series of the closed sets at once: absence of a series then never means zero."""
+        for outcome in OUTCOMES:
+            self._duration.labels(outcome)
+            for trigger in TRIGGERS:
+                self._executions.labels(outcome, trigger)
+        for reason in Reason:
+            self._refusals.labels(reason.value)
+        for problem in PRESCAN_PROBLEMS:
+            self._prescan.labels(problem)
+        for cause in RESTART_CAUSES:
+            self._restarts.labels(cause)
+        for direction in ("request", "response"):
+            self._egress.labels(direction)
+
+    def execution(self, outcome: str, trigger: str) -> None:
+        """Count one execution."""
+        self._executions.labels(_known(outcome, OUTCOMES), _known(trigger, TRIGGERS)).inc()
+
+    def usage(self, outcome: str, used: UsedResources) -> None:
+        """Observe what one execution used."""
+        self._duration.labels(_known(outcome, OUTCOMES)).observe(used.wall_us / 1e6)
+        self._queue_wait.observe(used.queue_us / 1e6)
+        self._cpu.inc(used.cpu_us / 1e6)
+        self._fuel.observe(used.fuel)
+        self._fuel_total.inc(used.fuel)
+        if used.peak_memory_bytes is not None:
+            self._peak.observe(used.peak_memory_bytes)
+        self._egress.labels("request").inc(used.egress_request_bytes)
+        self._egress.labels("response").inc(used.egress_response_bytes)
+
+    def host_call(self, capability: str, result: str) -> None:
+        """Count one brokered host call."""
+        self._host_calls.labels(_known(capability, KNOWN), _known(result, HOST_CALL_RESULTS)).inc()
+
+    def denial(self, capability: str) -> None:
+        """Count one call of a capability that was not granted."""
+        self._denials.labels(_known(capability, KNOWN)).inc()
+
+    def refusal(self, reason: Reason) -> None:
+        """Count one refusal of a request."""
+        self._refusals.labels(reason.value).inc()
+
+    def prescan_refusal(self, problem: str) -> None:
+        """Count one request refused before it was parsed."""
+        self._prescan.labels(_known(problem, PRESCAN_PROBLEMS)).inc()
+
+    def undeclared_endpoint(self) -> None:
+        """Count one call of an undeclared path."""
+        self._undeclared.inc()
+
+    def worker_ended(self, cause: str) -> None:
+        """Count one worker that ended."""
+        self._restarts.labels(_known(cause, RESTART_CAUSES)).inc()
+
+    def pool(self, *, workers: int, slots: int, in_use: int, waiting: int) -> None:
+        """Set the pool's gauges."""
+        self._workers.set(workers)
+        self._slots.set(slots)
+        self._slots_used.set(in_use)
+        self._waiting.set(waiting)
+
+    def compiled(self, seconds: float) -> None:
+        """Observe one compilation."""
+        self._compiles.observe(seconds)
+
+    def artifact_loaded(self, source: str) -> None:
+        """Count one artifact made ready: from "memory", "cache" or "compiler"."""
+        self._loads.labels(_known(source, ("memory", "cache", "compiler"))).inc()
+
+    def verification(self, result: str) -> None:
+        """Count one verification of a bundle: "ok" or a reason of the catalog."""
+        self._verifications.labels(_known(result, VERIFICATION_RESULTS)).inc()
+
+    def hardening(self, steps: Mapping[str, bool]) -> None:
+        """Set the gauge of each hardening step. The names come from our own workers' code; at most 32 are kept."""
+        for name, applied in list(steps.items())[:32]:
+            self._hardening.labels(name).set(1 if applied else 0)
+
+    def engine(self, version: str, fingerprint: str) -> None:
+        """Say which engine runs."""
+        self._engine.labels(version, fingerprint[:32]).set(1)
+
+    def trust_domain(self, *, production: bool) -> None:
+        """Say whether the trust domain is a production one."""
+        self._trust.set(1 if production else 0)
+
+    def record_lost(self) -> None:
+        """Count one execution record that could not be handed on."""
+        self._dropped.inc()
+
+    def render(self) -> bytes:
+        """Return all series in Prometheus' text form."""
+        return generate_latest(self.registry)
+
+
+def _known(value: str, known: Iterable[str]) -> str:
+    return value if value in known else "other"
