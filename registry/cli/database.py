@@ -1,0 +1,110 @@
+"""`extctl db`: the schema and the roles. The only verbs that talk to PostgreSQL themselves.
+
+A database URL holds a password and is therefore taken from a file, from EXTCTL_DATABASE_URL, or from a development machine's state;
+never from the command line, which everybody on the machine can read.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from registry import migrations
+from registry.cli.options import DEFAULT_STATE_FOLDER, JsonOption, StateOption
+from registry.cli.output import Progress, UnavailableError, UsageError, endings, file_errors, result
+from registry.cli.state import read_json, state_at
+from registry.embedded_postgres import EmbeddedPostgresError, read_urls
+from registry.migrations.roles import DATABASE, OWNER, ROLES, RoleSetupError, create_roles
+
+URL_VARIABLE: Final = "EXTCTL_DATABASE_URL"
+_MAX_URL_CHARACTERS: Final = 4096
+
+UrlFileOption = Annotated[
+    Path | None,
+    typer.Option("--url-file", metavar="FILE", help=f"File that holds the database URL. Otherwise {URL_VARIABLE}, otherwise --state."),
+]
+
+db = typer.Typer(no_args_is_help=True, help="The database's schema and roles (as their owner, never as a serving process).")
+
+
+@db.command("upgrade")
+def upgrade(
+    revision: Annotated[str, typer.Argument(help="Revision to reach.")] = "head",
+    *,
+    url_file: UrlFileOption = None,
+    state: StateOption = DEFAULT_STATE_FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the schema to the newest revision, in one transaction."""
+    with endings(as_json=as_json), file_errors():
+        url = _owner_url(url_file, state)
+        try:
+            with Progress("upgrading the schema"):
+                reached = migrations.upgrade(url, revision)
+        except migrations.MigrationError as exc:
+            raise UnavailableError(str(exc)) from exc
+        result({"revision": reached}, as_json=as_json, text=f"at revision {reached}")
+
+
+@db.command("current")
+def current(*, url_file: UrlFileOption = None, state: StateOption = DEFAULT_STATE_FOLDER, as_json: JsonOption = False) -> None:
+    """Say which revision the schema has, and which is the newest. Exit code 1 where they differ."""
+    with endings(as_json=as_json), file_errors():
+        try:
+            found, newest = migrations.current(_owner_url(url_file, state)), migrations.head()
+        except migrations.MigrationError as exc:
+            raise UnavailableError(str(exc)) from exc
+        text = f"at revision {found or '(empty)'}" + ("" if found == newest else f"; the newest is {newest}: run `extctl db upgrade`")
+        result({"revision": found, "head": newest}, as_json=as_json, text=text)
+        if found != newest:
+            raise typer.Exit(1)
+
+
+@db.command("create-roles")
+def make_roles(
+    passwords: Annotated[Path, typer.Option(metavar="FILE", help="JSON object, role to password; a role without one cannot log in.")],
+    *,
+    database: Annotated[str, typer.Option(help="Database to make.")] = DATABASE,
+    url_file: UrlFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the roles and the database on a server, as a role that may. May be repeated."""
+    with endings(as_json=as_json), file_errors():
+        document = read_json(passwords)
+        if document is None or not all(isinstance(value, str) for value in document.values()):
+            message = f"{passwords} is no JSON object of passwords."
+            raise UsageError(message)
+        url = _given_url(url_file)
+        if url is None:
+            message = f"Name the server with --url-file or {URL_VARIABLE}."
+            raise UsageError(message)
+        try:
+            create_roles(url, document, database=database)
+        except RoleSetupError as exc:
+            raise UnavailableError(str(exc)) from exc
+        result({"database": database, "roles": list(ROLES)}, as_json=as_json, text=f"database {database}, roles {', '.join(ROLES)}")
+
+
+def _owner_url(url_file: Path | None, state: Path) -> str:
+    given = _given_url(url_file)
+    if given is not None:
+        return given
+    try:
+        return read_urls(state_at(state).postgres)[OWNER]
+    except EmbeddedPostgresError as exc:
+        message = f"No database: name --url-file, set {URL_VARIABLE}, or start a development machine ({exc})."
+        raise UnavailableError(message) from exc
+
+
+def _given_url(url_file: Path | None) -> str | None:
+    if url_file is None:
+        return os.environ.get(URL_VARIABLE) or None
+    with url_file.open() as stream:
+        url = stream.read(_MAX_URL_CHARACTERS).strip()
+    if not url:
+        message = f"{url_file} is empty."
+        raise UsageError(message)
+    return url

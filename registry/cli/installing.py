@@ -1,0 +1,168 @@
+"""`extctl install` and `extctl installs`: what a tenant runs, and what it grants."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import typer
+
+from registry.cli.connect import connected, items_of, path_segment
+from registry.cli.gateway_client import GatewayClient
+from registry.cli.options import DEFAULT_STATE_FOLDER, GatewayOption, JsonOption, StateOption, TenantOption, TokenFileOption
+from registry.cli.output import ProblemError, Progress, UsageError, endings, result
+from registry.cli.rendering import table, visible
+from registry.domain.capabilities import normalise
+
+_ROLES: Final = ["ext:manage"]
+
+installs = typer.Typer(no_args_is_help=True, help="Installs of a tenant: list, enable, disable, remove.")
+
+
+def install(  # noqa: PLR0913 - options
+    extension: Annotated[str, typer.Argument(metavar="EXTENSION", help="Name or id of the extension.")],
+    *,
+    tenant: TenantOption,
+    version: Annotated[str | None, typer.Option(help="Version; the latest if absent.")] = None,
+    grant: Annotated[
+        list[str] | None, typer.Option(metavar="CAPABILITY", help="Grant a capability that the extension asks for; may be repeated.")
+    ] = None,
+    grant_nothing: Annotated[bool, typer.Option("--grant-nothing", help="Decide to grant nothing.")] = False,
+    config: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A setting; may be repeated.")] = None,
+    endpoint_policy: Annotated[str, typer.Option("--endpoint-policy", help="advisory or enforce.")] = "advisory",
+    update: Annotated[bool, typer.Option("--update", help="Where it is installed: replace grants and settings by these.")] = False,
+    gateway: GatewayOption = None,
+    token_file: TokenFileOption = None,
+    state: StateOption = DEFAULT_STATE_FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """Install a published extension for a tenant. What is not granted is refused when the extension tries it. Needs the role ext:manage."""
+    with endings(as_json=as_json):
+        if grant and grant_nothing:
+            message = "--grant and --grant-nothing contradict each other."
+            raise UsageError(message)
+        wanted: dict[str, Any] = {
+            "extension": extension,
+            "version": version,
+            "granted": [_capability(name) for name in grant or []] if grant or grant_nothing else None,
+            "config": settings_of(config or []),
+            "endpoint_policy": endpoint_policy,
+        }
+        with connected(gateway, state, token_file, tenant=tenant, roles=_ROLES) as client, Progress(f"installing {extension}"):
+            made = install_or_update(client, wanted, tenant=tenant, update=update)
+        granted = ", ".join(made.get("granted") or []) or "nothing"
+        text = f"{visible(extension)} {visible(str(made.get('version')))} installed for {visible(tenant)}, granted {visible(granted)}"
+        result(made, as_json=as_json, text=text)
+
+
+@installs.command("list")
+def list_installs(
+    *,
+    tenant: TenantOption,
+    gateway: GatewayOption = None,
+    token_file: TokenFileOption = None,
+    state: StateOption = DEFAULT_STATE_FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """List what a tenant has installed (the first hundred)."""
+    with endings(as_json=as_json), connected(gateway, state, token_file, tenant=tenant, roles=_ROLES) as client:
+        page = client.admin("GET", "/installs", params={"tenant_id": tenant, "limit": 100})
+        columns = ["extension_name", "version", "publisher", "is_enabled", "granted", "install_id"]
+        result(page, as_json=as_json, text=table(items_of(page), columns))
+
+
+@installs.command("set")
+def set_enabled(  # noqa: PLR0913 - options
+    install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
+    *,
+    enabled: Annotated[bool, typer.Option("--enable/--disable", help="Whether it may be called.")],
+    tenant: TenantOption,
+    gateway: GatewayOption = None,
+    token_file: TokenFileOption = None,
+    state: StateOption = DEFAULT_STATE_FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """Enable or disable an install."""
+    with endings(as_json=as_json), connected(gateway, state, token_file, tenant=tenant, roles=_ROLES) as client:
+        changed = client.admin("PATCH", f"/installs/{path_segment(install_id)}", params={"tenant_id": tenant}, json={"enabled": enabled})
+        result(changed, as_json=as_json, text=f"{visible(install_id)} {'enabled' if enabled else 'disabled'}")
+
+
+@installs.command("remove")
+def remove(  # noqa: PLR0913 - options
+    install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
+    *,
+    tenant: TenantOption,
+    purge: Annotated[bool, typer.Option("--purge", help="Also delete its settings and stored data.")] = False,
+    gateway: GatewayOption = None,
+    token_file: TokenFileOption = None,
+    state: StateOption = DEFAULT_STATE_FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """Uninstall. Settings and stored data stay for the next install of the same extension, unless --purge."""
+    with endings(as_json=as_json), connected(gateway, state, token_file, tenant=tenant, roles=_ROLES) as client:
+        client.admin("DELETE", f"/installs/{path_segment(install_id)}", params={"tenant_id": tenant, "purge": purge})
+        result({"removed": install_id, "purged": purge}, as_json=as_json, text=f"{visible(install_id)} removed")
+
+
+def install_or_update(client: GatewayClient, wanted: dict[str, Any], *, tenant: str, update: bool) -> dict[str, Any]:
+    """Install, or where that is allowed and it is installed already, replace grants and settings.
+
+    Raises:
+        ProblemError: refused.
+    """
+    scope = {"tenant_id": tenant}
+    try:
+        return client.admin("POST", "/installs", params=scope, json=wanted)
+    except ProblemError as problem:
+        if problem.reason != "ALREADY_INSTALLED" or not update:
+            raise
+    found = find_install(client, str(wanted["extension"]), tenant=tenant)
+    address = f"/installs/{path_segment(str(found['install_id']))}"
+    if wanted["version"] not in {None, found["version"]}:
+        # Stored data and settings stay where an install goes and another version takes its place.
+        client.admin("DELETE", address, params=scope)
+        return client.admin("POST", "/installs", params=scope, json=wanted)
+    if wanted["granted"] is not None:
+        client.admin("PATCH", address, params=scope, json={"granted": wanted["granted"]})
+    return client.admin("PATCH", address, params=scope, json={"config": wanted["config"]})
+
+
+def find_install(client: GatewayClient, extension: str, *, tenant: str) -> dict[str, Any]:
+    """Return a tenant's install of an extension (name or id).
+
+    Raises:
+        ProblemError: EXTENSION_NOT_INSTALLED.
+    """
+    cursor: str | None = None
+    while True:
+        page = client.admin("GET", "/installs", params={"tenant_id": tenant, "limit": 100} | ({"cursor": cursor} if cursor else {}))
+        for item in items_of(page):
+            if extension in {item.get("extension_name"), item.get("extension_id")}:
+                return item
+        cursor = page.get("next_cursor")
+        if not cursor:
+            raise ProblemError(reason="EXTENSION_NOT_INSTALLED", detail=f"{extension} is not installed for this tenant.", status="404")
+
+
+def settings_of(pairs: list[str]) -> dict[str, str]:
+    """Read KEY=VALUE pairs.
+
+    Raises:
+        UsageError: one is no pair, or a key comes twice.
+    """
+    settings: dict[str, str] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key or key in settings:
+            message = f"{pair!a} is not KEY=VALUE with a key of its own."
+            raise UsageError(message)
+        settings[key] = value
+    return settings
+
+
+def _capability(name: str) -> str:
+    try:
+        return normalise(name)
+    except ValueError as exc:
+        message = f"{exc}."
+        raise UsageError(message) from exc
