@@ -18,23 +18,15 @@ made, no owner or mode of anything is changed. Where user namespaces are forbidd
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import importlib.util
 import json
 import os
-import pwd
-import re
 import secrets
 import shutil
-import signal
-import stat
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -42,42 +34,26 @@ from typing import Final, Self
 import psycopg
 from sqlalchemy.engine import URL
 
+from registry.embedded_process import (
+    ENVIRONMENT,
+    SOCKET_PREFIX,
+    Account,
+    EmbeddedPostgresError,
+    choose_account,
+    end_orphan,
+    end_server,
+    launcher_of,
+    make_socket_folder,
+)
 from registry.migrations.roles import DATABASE, ROLES, RoleSetupError, create_roles, libpq_conninfo
+
+__all__ = ["SUPERUSER", "EmbeddedPostgres", "EmbeddedPostgresError", "find_binaries", "read_urls"]
 
 SUPERUSER: Final = "ext_superuser"
 _PORT: Final = 5432
-_SOCKET_PREFIX: Final = "extpg-"
-_MAX_SOCKET_BASE_BYTES: Final = 60
-"""A UNIX socket's path holds 107 bytes; to this come "/extpg-" with 16 digits and "/.s.PGSQL.5432.lock"."""
-_PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9/._-]+\Z")  # The setting is a list: a comma or quote would mean something.
 _START_SECONDS: Final = 20.0
-_STOP_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.01
 _LOG_TAIL_BYTES: Final = 2_000
-_ENVIRONMENT: Final = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
-_ACCOUNTS: Final = ("postgres", "nobody")
-# Runs in the child between the user namespace and PostgreSQL: asks the kernel for SIGINT ("fast shutdown") when its owner dies, however it
-# dies. It cannot be asked for earlier: entering a user namespace clears it.
-_LAUNCHER: Final = """
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 2, 0, 0, 0)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the owner is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-
-class EmbeddedPostgresError(Exception):
-    """The embedded server could not be found, started or reached. The text says what to change."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Account:
-    """How PostgreSQL is kept from being root."""
-
-    prefix: tuple[str, ...] = ()
-    uid: int | None = None
-    gid: int | None = None
 
 
 def find_binaries() -> Path:
@@ -157,7 +133,7 @@ class EmbeddedPostgres:
     def stop(self) -> None:
         """Stop the server and give the folder up. May be repeated."""
         if self._server is not None:
-            _end(self._server)
+            end_server(self._server)
             self._server = None
         if self._lock is not None:
             (self._directory / "state.json").unlink(missing_ok=True)
@@ -192,7 +168,7 @@ class EmbeddedPostgres:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _take_lock(self._directory / "lock")
         self._directory.chmod(0o700)
-        account = _account()
+        account = choose_account()
         if account.uid is not None:
             # SECURITY: x for others on this one folder, so that the account reaches data/, which is its own and 0700.
             self._directory.chmod(0o711)
@@ -201,7 +177,7 @@ class EmbeddedPostgres:
         data = self._directory / "data"
         if not data.is_dir():
             self._make_cluster(binaries, account, data)
-        self._socket_folder = _make_socket_folder(account, self._directory)
+        self._socket_folder = make_socket_folder(account, self._directory)
         self._server = self._launch(binaries, account, data)
         self._wait_until_ready()
         try:
@@ -216,11 +192,11 @@ class EmbeddedPostgres:
     def _remove_leftovers(self) -> None:
         """Clear up after an owner that was killed: its server, if it still shuts down, and its socket folder."""
         state = _read_json(self._directory / "state.json")
-        _end_orphan(self._directory / "data")
+        end_orphan(self._directory / "data")
         if state is not None:
             folder = Path(str(state.get("socket_folder", "")))
             # SECURITY: only a folder that is named like ours and is ours is removed, whatever the file says.
-            is_ours = folder.name.startswith(_SOCKET_PREFIX) and folder.is_dir() and not folder.is_symlink()
+            is_ours = folder.name.startswith(SOCKET_PREFIX) and folder.is_dir() and not folder.is_symlink()
             if is_ours and folder.stat().st_uid == os.geteuid():
                 shutil.rmtree(folder, ignore_errors=True)
             (self._directory / "state.json").unlink(missing_ok=True)
@@ -237,7 +213,7 @@ class EmbeddedPostgres:
             _write_json(path, passwords)
         return passwords
 
-    def _make_cluster(self, binaries: Path, account: _Account, data: Path) -> None:
+    def _make_cluster(self, binaries: Path, account: Account, data: Path) -> None:
         fresh = self._directory / "data.new"
         fresh.mkdir(mode=0o700)
         password_file = fresh.parent / "password.new"
@@ -258,7 +234,7 @@ class EmbeddedPostgres:
         try:
             done = subprocess.run(  # noqa: S603 - our own arguments, no shell
                 [*account.prefix, *arguments],
-                env=_ENVIRONMENT,
+                env=ENVIRONMENT,
                 user=account.uid,
                 group=account.gid,
                 extra_groups=None if account.uid is None else [],
@@ -278,7 +254,7 @@ class EmbeddedPostgres:
             raise EmbeddedPostgresError(message)
         fresh.rename(data)  # A killed initdb leaves data.new, never half a cluster under the name of a whole one.
 
-    def _launch(self, binaries: Path, account: _Account, data: Path) -> subprocess.Popen[bytes]:
+    def _launch(self, binaries: Path, account: Account, data: Path) -> subprocess.Popen[bytes]:
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self._socket_folder),
@@ -294,8 +270,8 @@ class EmbeddedPostgres:
         log = os.open(self._directory / "server.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             return subprocess.Popen(  # noqa: S603 - our own arguments, no shell
-                [*account.prefix, *_launcher(account), *postgres],
-                env=_ENVIRONMENT,
+                [*account.prefix, *launcher_of(account), *postgres],
+                env=ENVIRONMENT,
                 user=account.uid,
                 group=account.gid,
                 extra_groups=None if account.uid is None else [],
@@ -326,59 +302,6 @@ class EmbeddedPostgres:
         return "it has no log"
 
 
-def _account() -> _Account:
-    """Choose how not to be root: ourselves if we are not, a user namespace, or an account that exists."""
-    if os.geteuid() != 0:
-        return _Account()
-    unshare = shutil.which("unshare", path=_ENVIRONMENT["PATH"])
-    if unshare is not None:
-        prefix = (unshare, "--user", "--map-user=1000", "--map-group=1000", "--")
-        tried = subprocess.run([*prefix, "/bin/true"], env=_ENVIRONMENT, capture_output=True, check=False)  # noqa: S603 - fixed arguments
-        if tried.returncode == 0:
-            return _Account(prefix=prefix)
-    return _unprivileged_account()
-
-
-def _unprivileged_account() -> _Account:
-    for name in _ACCOUNTS:
-        with suppress(KeyError):
-            entry = pwd.getpwnam(name)
-            return _Account(uid=entry.pw_uid, gid=entry.pw_gid)
-    message = "PostgreSQL refuses to run as root, and neither a user namespace nor another account is there; run as an ordinary user"
-    raise EmbeddedPostgresError(message)
-
-
-def _launcher(account: _Account) -> Sequence[str]:
-    """Return what makes the server die with its owner."""
-    if account.uid is None:
-        return (sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()))
-    # Another account may not be able to reach this interpreter; the system's own tool does the same, where it is there.
-    setpriv = shutil.which("setpriv", path=_ENVIRONMENT["PATH"])
-    return () if setpriv is None else (setpriv, "--pdeathsig", "INT", "--")
-
-
-def _make_socket_folder(account: _Account, directory: Path) -> Path:
-    """Make a short private folder: a UNIX socket's path is limited to 107 bytes, the state folder's is not.
-
-    Its name follows from the state folder, so that URLs stay the same when the server is restarted.
-    """
-    base = tempfile.gettempdir()
-    if len(os.fsencode(base)) > _MAX_SOCKET_BASE_BYTES or _PLAIN_PATH.match(base) is None:
-        base = "/tmp"  # noqa: S108 - what is made there is checked to be ours
-    owner = os.geteuid() if account.uid is None else account.uid
-    folder = Path(base) / (_SOCKET_PREFIX + hashlib.sha256(f"{owner}:{directory}".encode()).hexdigest()[:16])
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        # SECURITY: the name can be foreseen, so somebody else may have made it, or a link. Then it is not used.
-        status = folder.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != owner or stat.S_IMODE(status.st_mode) != stat.S_IRWXU:
-            folder = Path(tempfile.mkdtemp(prefix=_SOCKET_PREFIX, dir=base))
-    if account.uid is not None and account.gid is not None:
-        os.chown(folder, account.uid, account.gid, follow_symlinks=False)
-    return folder
-
-
 def _take_lock(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -401,42 +324,6 @@ def _is_locked(path: Path) -> bool:
         return True
     finally:
         os.close(descriptor)
-    return False
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):  # fast, immediate, and what cannot be refused
-        with suppress(ProcessLookupError):
-            server.send_signal(number)
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(_STOP_SECONDS)
-            return
-
-
-def _end_orphan(data: Path) -> None:
-    """Wait for, and if need be stop, a server whose owner was killed."""
-
-    def is_ours(pid: int) -> bool:
-        # The number alone may be another process by now; a postmaster works in its data folder.
-        with suppress(OSError):
-            return Path(f"/proc/{pid}/cwd").readlink() == data.resolve()
-        return False
-
-    with suppress(OSError, ValueError, IndexError):
-        pid = int((data / "postmaster.pid").read_text(encoding="ascii").splitlines()[0])
-        if is_ours(pid):
-            os.kill(pid, signal.SIGINT)
-            if not _until(lambda: not is_ours(pid)):
-                os.kill(pid, signal.SIGKILL)
-                _until(lambda: not is_ours(pid))
-
-
-def _until(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + _STOP_SECONDS
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(_POLL_SECONDS)
     return False
 
 

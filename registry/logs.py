@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -96,12 +96,22 @@ def configure_logs(service: str, *, level: str = "INFO", stream: TextIO | None =
     root.setLevel(level.upper())
 
 
+def correlate(**fields: str) -> None:
+    """Add correlation fields to every line logged from now on in this context: for a task that serves one request to its end."""
+    _check_correlation(fields)
+    structlog.contextvars.bind_contextvars(**fields)
+
+
 @contextmanager
 def correlated(**fields: str) -> Iterator[None]:
     """Add correlation fields to every line logged in this context (task) while the block runs."""
+    _check_correlation(fields)
+    with structlog.contextvars.bound_contextvars(**fields):
+        yield
+
+
+def _check_correlation(fields: Mapping[str, str]) -> None:
     unknown = fields.keys() - set(CORRELATION)
     if unknown:
         message = f"not correlation fields: {sorted(unknown)}"
         raise ValueError(message)
-    with structlog.contextvars.bound_contextvars(**fields):
-        yield

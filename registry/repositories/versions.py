@@ -14,12 +14,10 @@ A pending row never blocks anybody: a later publish of the same version replaces
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Final
+from datetime import timedelta
+from typing import Final
 
-from sqlalchemy import RowMapping, TextClause, bindparam, text
+from sqlalchemy import TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from registry.database import Session
@@ -29,71 +27,12 @@ from registry.domain.ids import ExtensionId, PublisherId, VersionId, is_extensio
 from registry.domain.records import AllowedSigner, LoadableBundle
 from registry.repositories.searchable import text_or_nothing, uuid_or_none
 from registry.repositories.version_order import is_prerelease, version_order
+from registry.repositories.version_rows import PENDING, PUBLISHED, NewVersion, VersionRow, version_row
 
-PENDING = "pending"
-PUBLISHED = "published"
+__all__ = ["PENDING", "PUBLISHED", "STALE_PENDING", "NewVersion", "VersionRepository", "VersionRow"]
+
 STALE_PENDING = timedelta(minutes=15)
 """A name that nobody ever published under is free again when its pending versions are older than this."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewVersion:
-    """What a publish writes down: facts of the verified bundle, never of the request around it."""
-
-    publisher: str
-    """Name of the publisher; must exist."""
-    extension_name: str
-    version: str
-    display_name: str | None = None
-    description: str | None = None
-    runtime: str
-    main_entry: str
-    """Path of the component in the archive; "" for an extension without server code."""
-    api_endpoints: Sequence[Mapping[str, Any]]
-    """As `registry.domain.records.Endpoint` has them: method, path, handler, timeout_ms, roles, request_headers, response_headers."""
-    ui: Mapping[str, Any] | None
-    capabilities: Sequence[str]
-    """Without prefix."""
-    manifest: Mapping[str, Any]
-    """The archived manifest."""
-    manifest_digest: str
-    """SHA-256 of its RFC 8785 form, as "sha256:<hex>"; what consent refers to."""
-    sbom_ref: str | None
-    content_hash: ContentHash
-    size_bytes: int
-    storage_url: str
-    """Object key of the archive."""
-    signature: str
-    """Object key of the signature."""
-    signer: AllowedSigner
-    """Who signed, as verified."""
-    verified_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionRow:
-    """One version and its bundle."""
-
-    extension_id: ExtensionId
-    extension_name: str
-    publisher_id: PublisherId
-    publisher: str
-    version_id: VersionId
-    version: str
-    state: str
-    """"pending" or "published"."""
-    runtime: str
-    capabilities: tuple[str, ...]
-    manifest: Mapping[str, Any]
-    manifest_digest: str
-    content_hash: ContentHash
-    size_bytes: int
-    signer: AllowedSigner
-    verified_at: datetime
-    created_at: datetime
-    published_at: datetime | None
-    yanked_at: datetime | None
-    deprecated_at: datetime | None
 
 
 _SELECT: Final = """
@@ -290,7 +229,7 @@ class VersionRepository:
         order = None if before is None else version_order(before)
         parameters = {"ref": text_or_nothing(extension_ref), "uuid": uuid_or_none(extension_ref), "before": order, "limit": limit}
         rows = await self._session.execute(_PUBLISHED, parameters)
-        return tuple(_row(mapping) for mapping in rows.mappings())
+        return tuple(version_row(mapping) for mapping in rows.mappings())
 
     async def set_yanked(self, version_id: VersionId, *, reason: str) -> bool:
         """Withdraw a published version from new installs. Tell whether it changed anything."""
@@ -435,7 +374,7 @@ class VersionRepository:
 
     async def _find(self, statement: TextClause, **parameters: object) -> VersionRow | None:
         mapping = (await self._session.execute(statement, parameters)).mappings().first()
-        return None if mapping is None else _row(mapping)
+        return None if mapping is None else version_row(mapping)
 
     @staticmethod
     def _check(new: NewVersion) -> None:
@@ -447,28 +386,3 @@ class VersionRepository:
             version_order(new.version)
         except ValueError as exc:
             raise RefusalError(Reason.INVALID_REQUEST, "The version is not a semantic version such as 1.4.0.") from exc
-
-
-def _row(mapping: RowMapping) -> VersionRow:
-    signer = AllowedSigner(trust_domain=mapping["trust_domain"], issuer=mapping["signer_issuer"], identity=mapping["signer_identity"])
-    return VersionRow(
-        extension_id=ExtensionId(mapping["extension_id"]),
-        extension_name=mapping["extension_name"],
-        publisher_id=PublisherId(mapping["publisher_id"]),
-        publisher=mapping["publisher"],
-        version_id=VersionId(mapping["version_id"]),
-        version=mapping["version"],
-        state=mapping["state"],
-        runtime=mapping["runtime"],
-        capabilities=tuple(mapping["capabilities"]),
-        manifest=mapping["manifest"],
-        manifest_digest=mapping["manifest_digest"],
-        content_hash=ContentHash(mapping["content_hash"]),
-        size_bytes=mapping["size_bytes"],
-        signer=signer,
-        verified_at=mapping["verified_at"],
-        created_at=mapping["created_at"],
-        published_at=mapping["published_at"],
-        yanked_at=mapping["yanked_at"],
-        deprecated_at=mapping["deprecated_at"],
-    )

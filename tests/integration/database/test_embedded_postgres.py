@@ -15,6 +15,7 @@ import pytest
 
 from registry import embedded_postgres
 from registry.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError, find_binaries, read_urls
+from registry.embedded_process import Account, make_socket_folder, unprivileged_account
 from registry.migrations.roles import OWNER, ROLES, RUNNER, libpq_conninfo
 
 
@@ -207,7 +208,7 @@ def test_start__lock_is_a_link__is_not_followed(tmp_path: Path) -> None:
 
 def test_socket_folder__name_taken_by_somebody_else__is_not_used(tmp_path: Path) -> None:
     directory = tmp_path / "postgres"
-    ours = embedded_postgres._make_socket_folder(embedded_postgres._Account(), directory)
+    ours = make_socket_folder(Account(), directory)
     ours.rmdir()
     for is_link in (True, False):
         if is_link:
@@ -216,7 +217,7 @@ def test_socket_folder__name_taken_by_somebody_else__is_not_used(tmp_path: Path)
             ours.mkdir()
             ours.chmod(0o777)
         try:
-            other = embedded_postgres._make_socket_folder(embedded_postgres._Account(), directory)
+            other = make_socket_folder(Account(), directory)
             other.rmdir()
             assert other != ours
         finally:
@@ -227,7 +228,7 @@ def test_socket_folder__temporary_folder_too_long_or_odd__uses_the_short_one(tmp
     for base in (tmp_path / ("x" * 80), tmp_path / "a,b"):
         base.mkdir()
         monkeypatch.setattr("tempfile.tempdir", str(base))
-        folder = embedded_postgres._make_socket_folder(embedded_postgres._Account(), tmp_path)
+        folder = make_socket_folder(Account(), tmp_path)
         folder.rmdir()
         assert folder.parent == Path("/tmp")
 
@@ -270,7 +271,7 @@ def test_start__ordinary_user__works() -> None:
 def test_start__root_without_user_namespaces__runs_as_an_existing_account(monkeypatch: pytest.MonkeyPatch) -> None:
     if any(_mode(folder) & 0o005 != 0o005 for folder in find_binaries().parents):
         pytest.skip("the binaries lie where ordinary users cannot reach them")
-    monkeypatch.setattr(embedded_postgres, "_account", embedded_postgres._unprivileged_account)
+    monkeypatch.setattr(embedded_postgres, "choose_account", unprivileged_account)
     directory = Path("/tmp") / f"extpg-test-{os.getpid()}"
     try:
         with EmbeddedPostgres(directory, durable=False) as server:
