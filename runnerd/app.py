@@ -81,6 +81,7 @@ async def run(settings: RunnerdSettings) -> None:
             await signals.get()
             _log.info("draining", seconds=settings.drain_seconds)
             await _drain(daemon.rpc, settings.drain_seconds, signals)
+        _log.info("stopped")
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
@@ -121,7 +122,12 @@ async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
         loader = _loader(settings, resolver=resolver, verifier=verifier, metrics=metrics)
         stack.push_async_callback(loader.aclose)
         cpus = find_cpus(settings.workers.pin)
-        factory = await WorkerFactory.start(slots=settings.workers.slots, cpus=cpus, require_hardening=settings.require_hardening)
+        factory = await WorkerFactory.start(
+            slots=settings.workers.slots,
+            cpus=cpus,
+            memory_bytes=settings.limits.effective_defaults.memory_bytes,
+            require_hardening=settings.require_hardening,
+        )
         stack.push_async_callback(factory.aclose)
         pool = _pool(settings, cpus, factory, HostCallDesk(CapabilityBroker(storage=StorageService(database)), metrics), metrics)
         stack.push_async_callback(pool.aclose)

@@ -7,6 +7,7 @@ The attack it stops (T4): a worker that claims 4 GiB, floods, or never reads. Le
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -65,6 +66,8 @@ class FrameChannel:
         self._room = asyncio.Event()
         self._room.set()
         self._open = True
+        # Callbacks that are registered while some call sends must not log under that call's ids.
+        self._context = contextvars.copy_context()
         self._loop.add_reader(connection.fileno(), self._readable)
 
     @property
@@ -179,9 +182,9 @@ class FrameChannel:
             while self._unsent:
                 self._sent(self._write_some())
         except (BlockingIOError, InterruptedError):
-            self._loop.add_writer(self._socket.fileno(), self._flush)
+            self._loop.add_writer(self._socket.fileno(), self._context.run, self._flush)
             if self._stall is None:
-                self._stall = self._loop.call_later(self._stall_seconds, self._stalled)
+                self._stall = self._loop.call_later(self._stall_seconds, self._stalled, context=self._context)
             return
         except OSError as error:
             self._give_up(error)

@@ -32,7 +32,6 @@ class MappedComponents:
     def __init__(self, channel: FrameChannel, *, limit: int) -> None:
         self._channel = channel
         self._limit = limit
-        # SECURITY: known by the digest of the native code itself, never by a name or a bundle's hash (T1).
         self._mapped: OrderedDict[tuple[str, int], _Mapped] = OrderedDict()
         self._next = 1
 
@@ -43,7 +42,7 @@ class MappedComponents:
         Raises:
             ChannelClosedError: the channel has ended.
         """
-        identity = (extension.artifact.sha256, extension.memories)
+        identity = _identity(extension)
         mapped = self._mapped.get(identity)
         if mapped is None:
             # A task of its own: who came first may be cancelled, the others still need the component.
@@ -59,6 +58,10 @@ class MappedComponents:
         finally:
             mapped.users -= 1
 
+    def forget(self, extension: CompiledExtension) -> None:
+        """Send a component again the next time: the worker could not use it."""
+        self._mapped.pop(_identity(extension), None)
+
     async def _load(self, number: int, extension: CompiledExtension) -> None:
         load = worker_pb2.LoadComponent(component=number, size=extension.artifact.size, memories=extension.memories)
         await self._channel.send_descriptor(
@@ -71,3 +74,8 @@ class MappedComponents:
                 return
             if mapped.users == 0 and self._mapped.pop(identity, None) is not None:
                 await self._channel.send(FrameKind.DROP, NO_CALL, worker_pb2.DropComponent(component=mapped.number).SerializeToString())
+
+
+def _identity(extension: CompiledExtension) -> tuple[str, int]:
+    # SECURITY: the digest of the native code itself, never a name or a bundle's hash (T1).
+    return extension.artifact.sha256, extension.memories

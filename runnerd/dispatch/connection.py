@@ -8,6 +8,7 @@ dead worker held end with `WorkerDiedError`, which says whether they had started
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -18,13 +19,14 @@ from typing import Protocol
 import structlog
 
 from extrunner.worker.v1 import worker_pb2
+from registry.domain.errors import Reason, RefusalError
 from runnerd.dispatch.calls import CallTable, FinishedCall, HostCallRequested, OpenCall, ViolationError
 from runnerd.dispatch.channel import ChannelClosedError, FrameChannel
 from runnerd.dispatch.components import MappedComponents
 from runnerd.dispatch.host_calls import HostCallDesk
 from runnerd.dispatch.outcome import Outcome, Usage
 from runnerd.dispatch.start import Invocation, build_start
-from runnerd.dispatch.verdict import Measured, judge, usage_of, wall_time_exceeded
+from runnerd.dispatch.verdict import Measured, WorkerInternalError, judge, usage_of, wall_time_exceeded
 from runnerd.worker.frames import NO_CALL, PROTOCOL_VERSION, Frame, FrameError, FrameKind, parse_message
 
 _log = structlog.get_logger(__name__)
@@ -196,14 +198,20 @@ class WorkerConnection:
         Raises:
             WorkerDiedError: the worker ended; see its fields.
             WorkerInternalError: the worker could not run the call.
+            RefusalError: OVERLOADED: the worker did not take the call before its deadline.
         """
         call = self._table.open(grant=invocation.grant, limits=invocation.limits, deadline=invocation.deadline)
         self.calls_started += 1
         began = time.monotonic()
         try:
-            await self._send(call, invocation)
+            async with asyncio.timeout(call.deadline - began):
+                await self._send(call, invocation)
             began = time.monotonic()
             finished = await self._wait(call)
+        except TimeoutError as error:
+            # Nothing of it has left: whatever is in front of it, this worker takes too slowly.
+            self._table.forget(call)
+            raise RefusalError(Reason.OVERLOADED, "The worker did not take the call in time; try again in a moment.") from error
         except (ChannelClosedError, WorkerDiedError) as error:
             self._table.forget(call)
             raise WorkerDiedError(started=call.started, had_host_calls=call.host_calls > 0) from error
@@ -217,7 +225,12 @@ class WorkerConnection:
             host_calls=call.host_calls,
             late=finished is None or ended > call.deadline,
         )
-        return self._report(call, finished, measured)
+        try:
+            return self._report(call, finished, measured)
+        except WorkerInternalError:
+            # Perhaps the component is not mapped there; the next call sends it again.
+            self._components.forget(invocation.extension)
+            raise
 
     def _report(self, call: OpenCall, finished: FinishedCall | None, measured: Measured) -> CallReport:
         if finished is None:
@@ -397,7 +410,8 @@ class WorkerConnection:
             self.idle_since = time.monotonic()
 
     def _background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
+        # An empty context: what happens to a worker is not part of the log of whichever call was at hand.
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

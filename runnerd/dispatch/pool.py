@@ -10,6 +10,7 @@ as there are CPUs, so that one client can use the whole machine.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -371,6 +372,7 @@ class WorkerPool:
         self._metrics.hardening(state.hardening)
 
     def _background(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        # An empty context: a worker outlives the call that asked for it, and its log lines are not that call's.
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

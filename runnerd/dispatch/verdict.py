@@ -62,7 +62,7 @@ def judge(finished: FinishedCall, limits: ExecutionLimits, measured: Measured) -
         return Trapped(kind=_member(TrapKind, done.trapped.kind), message=_printable(done.trapped.message))
     if kind == "limit":
         limit = _member(LimitKind, done.limit.limit)
-        return LimitExceeded(limit=limit, used=done.limit.used, allowed=_allowed(limit, limits, done.limit.allowed))
+        return LimitExceeded(limit=limit, used=_used(limit, done, measured), allowed=_allowed(limit, limits, done.limit.allowed))
     if kind == "guest_error":
         return GuestError(message=_printable(done.guest_error))
     return _completed(done.completed, finished.body, limits)
@@ -108,6 +108,15 @@ def _completed(completed: worker_pb2.Completed, body: bytes | None, limits: Exec
     if body and completed.status in _BODILESS:
         return GuestError(message=f"The status {completed.status} allows no body.")
     return Completed(status=completed.status, headers=filter_response_headers(headers), body=body)
+
+
+def _used(limit: LimitKind, done: worker_pb2.Done, measured: Measured) -> int:
+    """Return what was used: times in milliseconds from what the daemon knows, the rest as the worker says."""
+    if limit is LimitKind.WALL_TIME:
+        return measured.wall_us // 1000
+    if limit is LimitKind.CPU_TIME:
+        return min(done.cpu_time_us, measured.wall_us) // 1000
+    return done.limit.used
 
 
 def _allowed(limit: LimitKind, limits: ExecutionLimits, claimed: int) -> int:

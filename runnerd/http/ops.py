@@ -113,6 +113,8 @@ class OpsServer:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(self._address)
+            # From here on connections wait in the kernel; uvicorn takes over in its own task.
+            listening.listen(64)
         except OSError:
             listening.close()
             raise

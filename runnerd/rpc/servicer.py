@@ -10,7 +10,7 @@ import grpc
 
 from extrunner.runner.v1 import execution_pb2, runner_service_pb2
 from registry.domain.digests import ContentHash
-from registry.logs import correlated
+from registry.logs import correlate
 from runnerd.artifacts.loaded import WarmOutcome
 from runnerd.dispatch.request import Caller, ExecutionRequest, ExecutionResult
 from runnerd.dispatch.runner_info import RunnerInfo
@@ -62,15 +62,16 @@ class RunnerServicer:
         deadline = None if remaining is None else time.monotonic() + remaining
         with self._budget.reserve(len(raw)):
             request = converters.to_execution_request(prescan.execute_request(raw))
-            with correlated(request_id=request.request_id, tenant_id=request.tenant_id):
-                result = await self._executor.execute(caller_of_call.get(), request, deadline=deadline)
+            # Until this RPC's task ends, so that what the interceptors log about it is found as well.
+            correlate(request_id=request.request_id, tenant_id=request.tenant_id)
+            result = await self._executor.execute(caller_of_call.get(), request, deadline=deadline)
             return converters.from_result(result)
 
     async def warm(self, raw: bytes, _context: Context) -> runner_service_pb2.WarmResponse:
         """Verify and compile ahead of traffic."""
         content_hash = converters.to_content_hash(prescan.warm_request(raw))
-        with correlated(content_hash=content_hash):
-            outcome = await self._warm(content_hash)
+        correlate(content_hash=content_hash)
+        outcome = await self._warm(content_hash)
         return converters.from_warm(outcome.state, outcome.compile_seconds)
 
     async def get_runner_info(self, raw: bytes, _context: Context) -> runner_service_pb2.GetRunnerInfoResponse:

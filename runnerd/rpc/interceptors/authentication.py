@@ -13,12 +13,13 @@ from typing import Any
 import grpc
 
 from registry.domain.errors import Reason, RefusalError
-from registry.tokens import ClaimNames, TokenVerifier, parse_service, parse_user
+from registry.tokens import ClaimNames, TokenVerifier, UserToken, parse_service, parse_user
 from runnerd.dispatch.request import Caller
 
 SUBJECT_TOKEN = "x-extrunner-subject-token"  # noqa: S105 - the name of a metadata key.
 _AUTHORIZATION = "authorization"
 _BEARER = "bearer "
+_OF_SUBJECT = {"credential": "subject"}
 _DEFAULT_CLAIMS = ClaimNames()
 
 caller_of_call: ContextVar[Caller] = ContextVar("caller_of_call")
@@ -80,9 +81,17 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):
         subject = _single(metadata, SUBJECT_TOKEN)
         if subject is None:
             return Caller(service=service)
+        return Caller(service=service, subject=self._subject(subject))
+
+    def _subject(self, token: str) -> UserToken:
         if self._users is None:
-            raise RefusalError(Reason.UNAUTHENTICATED, "This runner verifies no user tokens; leave the subject token out.")
-        return Caller(service=service, subject=parse_user(self._users.verify(subject), names=self._claims))
+            detail = "This runner verifies no user tokens; leave the subject token out."
+            raise RefusalError(Reason.UNAUTHENTICATED, detail, metadata=_OF_SUBJECT)
+        try:
+            return parse_user(self._users.verify(token), names=self._claims)
+        except RefusalError as refusal:
+            # Which of the two credentials it was: a gateway tells its user about the one and its operator about the other.
+            raise RefusalError(refusal.reason, refusal.public_detail, metadata=_OF_SUBJECT) from refusal
 
 
 def _single(metadata: Any, wanted: str) -> str | None:

@@ -1,0 +1,55 @@
+"""A dispatcher over real, hardened worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from importlib import metadata
+from typing import Any
+
+import pytest
+
+from registry.domain.records import Endpoint
+from runnerd.artifacts.loaded import CompiledExtension
+from runnerd.dispatch.cpus import find_cpus
+from runnerd.dispatch.pool import PoolSettings
+from runnerd.dispatch.workers import WorkerFactory
+from runnerd.engine.profile import engine_fingerprint
+from tests.fakes.dispatch_kit import CONNECTION, OTHER_TENANT, TENANT, Kit, dispatching, make_install
+from tests.fakes.wat_guests import BAD_STATUS, GROW, HELLO, LOOP, RECURSE, TRAP, compiled
+
+REAL = replace(
+    CONNECTION, build=metadata.version("extrunner"), engine_fingerprint=engine_fingerprint(), hello_seconds=20.0, grace_seconds=1.0
+)
+GUESTS = {"hello": HELLO, "loop": LOOP, "grow": GROW, "recurse": RECURSE, "trap": TRAP, "status": BAD_STATUS}
+RunningKit = Callable[..., AbstractAsyncContextManager[Kit]]
+
+
+@pytest.fixture(scope="session")
+def guests() -> dict[str, CompiledExtension]:
+    """Compiled guests by name."""
+    return {name: compiled(code) for name, code in GUESTS.items()}
+
+
+@pytest.fixture
+def real_dispatcher(guests: dict[str, CompiledExtension]) -> RunningKit:
+    """Return a context manager: a dispatcher whose extensions are the guests, installed as com.example.<guest> for two tenants."""
+
+    @asynccontextmanager
+    async def running(**changes: Any) -> AsyncIterator[Kit]:
+        settings = PoolSettings(floor=2, ceiling=6, slots=8, spread=2)
+        factory = await WorkerFactory.start(slots=8, cpus=find_cpus("auto"))
+        settings = replace(settings, mandatory_hardening=factory.mandatory_hardening, **changes.pop("pool", {}))
+        try:
+            async with dispatching(factory.fork, pool=settings, connection=REAL, **changes) as kit:
+                for name, extension in guests.items():
+                    kit.extensions.add(extension)
+                    for tenant in (TENANT, OTHER_TENANT):
+                        install = make_install(extension, tenant_id=tenant, endpoints=(Endpoint(method="GET", path="/notes/:id"),))
+                        kit.installs.add(replace(install, extension_name=f"com.example.{name}"))
+                yield kit
+        finally:
+            await factory.aclose()
+
+    return running

@@ -1,0 +1,43 @@
+"""The operations listener over TCP."""
+
+from __future__ import annotations
+
+import asyncio
+
+from runnerd.http.ops import OpsApp, OpsServer
+
+
+async def fetch(port: int, request: bytes) -> tuple[int, bytes]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    await writer.drain()
+    answer = await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    await writer.wait_closed()
+    return int(answer.split()[1]), answer
+
+
+def get(path: str, method: str = "GET") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+
+
+async def test_ops_endpoints__answer_and_nothing_else() -> None:
+    ready = False
+    server = OpsServer(OpsApp(render_metrics=lambda: b"extrunner_x 1\n", is_ready=lambda: ready), host="127.0.0.1", port=0)
+    port = await server.start()
+    try:
+        assert (await fetch(port, get("/healthz")))[0] == 200
+        assert (await fetch(port, get("/readyz")))[0] == 503
+        ready = True
+        assert (await fetch(port, get("/readyz")))[0] == 200
+        status, answer = await fetch(port, get("/metrics"))
+        assert status == 200
+        assert b"extrunner_x 1" in answer
+        assert b"uvicorn" not in answer
+        assert (await fetch(port, get("/metrics", "HEAD")))[1].endswith(b"\r\n\r\n")
+        for path in ("/", "/metrics/", "/v1/execute", "/ext-ui/a"):
+            assert (await fetch(port, get(path)))[0] == 404
+        assert (await fetch(port, get("/metrics", "POST")))[0] == 405
+        assert (await fetch(port, b"nonsense\r\n\r\n"))[0] == 400
+    finally:
+        await server.aclose()

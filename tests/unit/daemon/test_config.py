@@ -1,0 +1,144 @@
+"""What the daemon accepts as settings, and what production refuses before it listens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from registry.domain.limits import MIB, OPERATOR_CEILING, OPERATOR_DEFAULTS
+from runnerd.config import SettingsError, host_of, is_embedded_database, is_loopback, load, port_of
+from tests.fakes.daemon_settings import SECRET, smallest_environment
+
+EMBEDDED = "postgresql+psycopg://ext_runner:x@/extrunner?host=%2Ftmp%2Fextpg-abcd1234"
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The smallest environment that starts, in force."""
+    (tmp_path / "url").write_text(SECRET + "\n")
+    values = smallest_environment(tmp_path)
+    for name in ("ENV", "RUNNER_PUBLIC_BASE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    return values
+
+
+def test_smallest_environment__has_the_careful_defaults(environment: dict[str, str], tmp_path: Path) -> None:
+    settings = load()
+    assert settings.is_production
+    assert settings.require_hardening
+    assert not settings.grpc.reflection
+    for address in (settings.grpc.address, settings.ops.address, settings.assets.address):
+        assert is_loopback(host_of(address))
+    assert settings.users is None
+    assert settings.object_store_folder == tmp_path / "bundles here"
+    assert settings.read_database_url() == SECRET
+    assert settings.limits.effective_defaults == OPERATOR_DEFAULTS
+    assert settings.limits.effective_ceiling == OPERATOR_CEILING
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("RUNNERD_GRPC__ADDRESS", "0.0.0.0:50051", "plaintext"),
+        ("RUNNERD_GRPC__ADDRESS", "runner.internal:50051", "plaintext"),
+        ("RUNNERD_GRPC__ADDRESS", "50051", "host:port"),
+        ("RUNNERD_GRPC__ADDRESS", "127.0.0.1:99999", "host:port"),
+        ("RUNNERD_GRPC__TLS_KEY_FILE", "/key.pem", "belong together"),
+        ("RUNNERD_REQUIRE_HARDENING", "false", "development"),
+        ("RUNNERD_DATABASE__URL", SECRET, "either"),
+        ("RUNNERD_LIMITS__CEILING__WALL_TIME_MS", "30001", "wall_time_ms"),
+        ("RUNNERD_LIMITS__CEILING__MEMORY_BYTES", str(1025 * MIB), "memory_bytes"),
+        ("RUNNERD_LIMITS__DEFAULTS__FUEL", "0", "fuel"),
+        ("RUNNERD_WORKERS__SLOTS", "0", "slots"),
+        ("RUNNERD_WORKERS__ISOLATION", "none", "isolation"),
+        ("RUNNERD_WORKER__SLOTS", "4", "unknown setting"),
+        ("RUNNERD_WORKERS__SLOT", "4", "slot"),
+        ("RUNNERD_OBJECT_STORE_URL", "gs://bucket", "object_store_url"),
+        ("RUNNERD_CAPABILITY_CEILING", '["root"]', "unknown capability"),
+        ("RUNNERD_ENVIRONMENT", "staging", "environment"),
+        ("RUNNERD_LOG_LEVEL", "TRACE", "log_level"),
+    ],
+)
+def test_bad_setting__is_refused_by_name(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str, value: str, complaint: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as refused:
+        load()
+    assert complaint.lower() in str(refused.value).lower()
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("missing", ["RUNNERD_SERVICES__ISSUER", "RUNNERD_TRUST_DOMAINS_FILE", "RUNNERD_DATABASE__URL_FILE"])
+def test_missing_setting__is_named(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.delenv(missing)
+    with pytest.raises(SettingsError) as refused:
+        load()
+    assert missing.removeprefix("RUNNERD_").split("__")[0].lower() in str(refused.value)
+
+
+def test_limits__one_can_be_named_alone(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNNERD_LIMITS__CEILING__WALL_TIME_MS", "2000")
+    limits = load().limits
+    assert limits.effective_ceiling.wall_time_ms == 2000
+    assert limits.effective_defaults.wall_time_ms == 2000, "a default is never above the ceiling"
+    assert limits.effective_ceiling.memory_bytes == OPERATOR_CEILING.memory_bytes
+
+
+def test_public_base__has_its_old_name_too(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNNER_PUBLIC_BASE", "https://ext.example.com")
+    assert load().public_base == "https://ext.example.com"
+
+
+def test_development__allows_what_production_refuses(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENV", "development")
+    monkeypatch.setenv("RUNNERD_REQUIRE_HARDENING", "false")
+    Path(environment["RUNNERD_DATABASE__URL_FILE"]).write_text(EMBEDDED)
+    settings = load()
+    assert not settings.is_production
+    assert settings.read_database_url() == EMBEDDED
+
+
+def test_embedded_database__is_refused_in_production(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(environment["RUNNERD_DATABASE__URL_FILE"]).write_text(EMBEDDED)
+    with pytest.raises(SettingsError, match="embedded"):
+        load().read_database_url()
+    monkeypatch.delenv("RUNNERD_DATABASE__URL_FILE")
+    monkeypatch.setenv("RUNNERD_DATABASE__URL", EMBEDDED)
+    with pytest.raises(SettingsError, match="embedded"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("url", "embedded"),
+    [
+        (EMBEDDED, True),
+        ("postgresql+psycopg://u:p@%2Ftmp%2Fextpg-x/db", True),
+        ("postgresql+psycopg://u:p@/db?host=/run/postgresql,/tmp/extpg-x", True),
+        (SECRET, False),
+        ("postgresql+psycopg://u:p@/db?host=/run/postgresql", False),
+        ("postgresql+psycopg://u:p@extpg.example/db", False),
+    ],
+)
+def test_embedded_server__is_known_by_its_socket_folder(url: str, embedded: bool) -> None:
+    assert is_embedded_database(url) is embedded
+
+
+def test_address__is_taken_apart() -> None:
+    assert (host_of("[::1]:80"), port_of("[::1]:80")) == ("::1", 80)
+    assert is_loopback("::1")
+    assert is_loopback("localhost")
+    assert not is_loopback("example.com")
+    assert not is_loopback("192.0.2.1")
+
+
+def test_settings__are_frozen_and_hide_the_password(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUNNERD_DATABASE__URL_FILE")
+    monkeypatch.setenv("RUNNERD_DATABASE__URL", SECRET)
+    settings = load()
+    assert "hunter2" not in repr(settings) + settings.model_dump_json()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.log_level = "DEBUG"  # type: ignore[misc]

@@ -1,0 +1,162 @@
+"""T5: a path that is not in normal form never matches anything, and roles cannot be walked around."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.domain.errors import Reason, RefusalError
+from registry.domain.records import Endpoint
+from runnerd.dispatch.endpoints import admit, find_endpoint, is_enforced
+from runnerd.dispatch.paths import PathError, check_normal_form, segments_of
+
+ADMIN = Endpoint(method="GET", path="/admin/:id", roles=("admin",))
+OPEN = Endpoint(method="GET", path="/notes/:id")
+ME = Endpoint(method="GET", path="/admin/me")
+SLASHED = Endpoint(method="GET", path="/list/")
+ENDPOINTS = (ADMIN, OPEN, ME, SLASHED)
+
+
+@pytest.mark.parametrize("path", ["/", "/a", "/a/b.c/~d", "/a/", "/a%20b", "/caf%C3%A9", "/a:b@c;d=e,f", "/a%2Bb", "/" + "a" * 4095])
+def test_normal_form__passes(path: str) -> None:
+    check_normal_form(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "a",
+        "//",
+        "/a//b",
+        "//a",
+        "/a//",
+        "/.",
+        "/..",
+        "/a/./b",
+        "/a/../b",
+        "/a/..",
+        "/%2e%2e/a",
+        "/%2E",
+        "/a%2fb",
+        "/a%2Fb",
+        "/a%5cb",
+        "/a\\b",
+        "/a%00",
+        "/a%0a",
+        "/a%7F",
+        "/%61",
+        "/%7e",
+        "/%41%42",
+        "/a%",
+        "/a%2",
+        "/a%zz",
+        "/a b",
+        "/a?b",
+        "/a#b",
+        "/é",
+        "/a\n",
+        "/a\x00",
+        "/%C0%AF",
+        "/%FF",
+        "/%ED%A0%80",
+        "/" + "a" * 4096,
+    ],
+)
+def test_anything_else__is_refused(path: str) -> None:
+    with pytest.raises(PathError):
+        check_normal_form(path)
+
+
+def admitted(path: str, *, roles: frozenset[str] = frozenset(), policy: str = "advisory", method: str = "GET") -> Endpoint | None:
+    return admit(ENDPOINTS, policy, method=method, path=path, roles=roles)
+
+
+def reason(path: str, **rest: object) -> Reason:
+    with pytest.raises(RefusalError) as refused:
+        admitted(path, **rest)  # type: ignore[arg-type]
+    return refused.value.reason
+
+
+def test_match__takes_the_most_specific() -> None:
+    assert find_endpoint(ENDPOINTS, "GET", "/admin/me") is ME
+    assert find_endpoint(ENDPOINTS, "GET", "/admin/you") is ADMIN
+    assert find_endpoint(ENDPOINTS, "GET", "/notes/1") is OPEN
+    assert find_endpoint(ENDPOINTS, "POST", "/notes/1") is None
+    assert find_endpoint(ENDPOINTS, "GET", "/notes") is None
+    assert find_endpoint(ENDPOINTS, "GET", "/notes/1/2") is None
+    assert find_endpoint(ENDPOINTS, "HEAD", "/notes/1") is OPEN
+
+
+def test_roles__decide() -> None:
+    assert admitted("/admin/7", roles=frozenset({"admin"})) is ADMIN
+    assert reason("/admin/7") is Reason.PERMISSION_MISSING
+    assert reason("/admin/7", roles=frozenset({"Admin", "ext:invoke"})) is Reason.PERMISSION_MISSING
+    assert reason("/admin/7", method="HEAD") is Reason.PERMISSION_MISSING
+
+
+def test_roles_anywhere__enforce_everywhere() -> None:
+    for path in ("/other", "/Admin/7", "/admin", "/admin/7/8"):
+        assert reason(path) is Reason.ENDPOINT_NOT_FOUND
+    assert reason("/admin/7", method="POST") is Reason.ENDPOINT_NOT_FOUND
+
+
+def test_policy__without_roles() -> None:
+    free = (OPEN,)
+    assert admit(free, "advisory", method="GET", path="/other", roles=frozenset()) is None
+    with pytest.raises(RefusalError) as refused:
+        admit(free, "enforce", method="GET", path="/other", roles=frozenset())
+    assert refused.value.reason is Reason.ENDPOINT_NOT_FOUND
+    assert is_enforced(free, "something else")
+    assert admit((), "advisory", method="GET", path="/", roles=frozenset()) is None
+
+
+def test_slash_at_the_end__only_where_declared() -> None:
+    assert admitted("/list/", roles=frozenset({"admin"})) is SLASHED
+    assert reason("/admin/7/", roles=frozenset({"admin"})) is Reason.INVALID_REQUEST
+    assert reason("/list", roles=frozenset({"admin"})) is Reason.ENDPOINT_NOT_FOUND
+    with pytest.raises(RefusalError):
+        admit((OPEN,), "advisory", method="GET", path="/x/", roles=frozenset())
+
+
+def test_parameter__does_not_match_an_empty_segment() -> None:
+    assert find_endpoint((OPEN,), "GET", "/notes/") is None
+
+
+def test_escaped_reserved_characters__match_as_the_guest_reads_them() -> None:
+    special = Endpoint(method="GET", path="/report@admin", roles=("admin",))
+    anything = Endpoint(method="GET", path="/:name")
+    for path in ("/report@admin", "/report%40admin"):
+        assert find_endpoint((anything, special), "GET", path) is special
+
+
+_pieces = st.sampled_from(
+    ["admin", "Admin", "ADMIN", "%61dmin", "a%64min", ".", "..", "", "7", "%37", "%2f", "%5c", "x", "%2e", ";", "me", "%40"]
+)
+
+
+@given(st.lists(_pieces, min_size=1, max_size=5).map(lambda pieces: "/" + "/".join(pieces)), st.sampled_from(["GET", "HEAD"]))
+def test_no_variant_of_a_protected_path__passes_without_the_role(path: str, method: str) -> None:
+    """What a lenient router would read as /admin/… either is refused or needs the role."""
+    try:
+        check_normal_form(path)
+        endpoint = admit((ADMIN, OPEN), "advisory", method=method, path=path, roles=frozenset())
+    except (PathError, RefusalError):
+        return
+    assert endpoint is OPEN
+    lenient = [part for part in unquote(unquote(path)).replace("\\", "/").lower().split("/") if part not in {"", "."}]
+    assert lenient[0] != "admin"
+
+
+@given(st.text(max_size=40))
+def test_check__accepts_only_what_split_and_decode_can_take(path: str) -> None:
+    try:
+        check_normal_form(path)
+    except PathError:
+        return
+    segments = segments_of(path)
+    assert all("/" not in segment and "\x00" not in segment and segment not in {".", ".."} for segment in segments)
+    assert "" not in segments[:-1]
