@@ -227,7 +227,7 @@ class HostFunction:
     def unacceptable(self) -> object:
         """What is answered, like `denied`, where an argument is too large for its shape. Never leaves the worker."""
         if self.error is not None:
-            return next((case for case in _UNACCEPTABLE if case in self.error.cases), "internal")
+            return next((case for case in _UNACCEPTABLE if case in self.error.cases), self.denied)
         if isinstance(self.result, Record) and "success" in self.result.keys:
             return _result(self.result, "an argument is too large")
         return self.denied

@@ -134,6 +134,7 @@ class Figures:
 
 def classify_instantiation(text: str, figures: Figures) -> Outcome:
     """Name the outcome of a component that did not instantiate."""
+    whole, text = text, _cause_of(text)
     if "all fuel consumed" in text:
         return _out_of_fuel(figures)
     if _TOO_MUCH_MEMORY.search(text):
@@ -142,12 +143,13 @@ def classify_instantiation(text: str, figures: Figures) -> Outcome:
         allowed = figures.table_elements_allowed
         return LimitExceeded(limit=LimitKind.TABLES, used=allowed + 1, allowed=allowed)
     if "wasm trap:" in text:
-        return classify_trap(text, figures)
+        return classify_trap(whole, figures)
     return Trapped(kind=TrapKind.INSTANTIATION, message="the component could not be instantiated: " + reason_of(text))
 
 
 def classify_trap(text: str, figures: Figures) -> Outcome:
     """Name the outcome of a call that the engine ended."""
+    text = _cause_of(text)
     if _HOSTCALL_FUEL in text:
         # NOTE: the same wall stands before a host call's arguments; both are bytes that the guest hands over (N4).
         allowed = figures.response_allowed
@@ -182,9 +184,17 @@ def _ran_out_of_memory(text: str, figures: Figures) -> bool:
     return "`unreachable`" in text and figures.memory_touched >= nearly_all
 
 
+def _cause_of(text: str) -> str:
+    """Return what follows the last "Caused by:".
+
+    SECURITY: before it comes a backtrace with the guest's own function names, which may spell any trap and any "Caused by:". What the
+    engine itself says comes last.
+    """
+    return text.rpartition("Caused by:\n")[2]
+
+
 def reason_of(text: str) -> str:
-    """Return the part of an engine's error that is about the guest: the innermost cause, without backtrace and addresses."""
-    lines = [line.strip() for line in text.splitlines()]
-    causes = [line for line in lines if line and not re.match(r"(\d+:\s+0x|error while executing|wasm backtrace|Caused by|note: )", line)]
-    chosen = re.sub(r"^\d+:\s+", "", causes[-1]) if causes else "no reason given"
+    """Return the innermost cause of an engine's error, in one line without addresses."""
+    lines = [line.strip() for line in _cause_of(text).splitlines() if line.strip()]
+    chosen = re.sub(r"^\d+:\s+", "", lines[-1]) if lines else "no reason given"
     return re.sub(r"0x[0-9a-f]{5,}", "0x…", chosen)[:MAX_MESSAGE_CHARACTERS]

@@ -254,9 +254,9 @@ def _enter_namespaces() -> None:
         kernel.unshare(wanted)
     except PermissionError:
         kernel.unshare(wanted | kernel.CLONE_NEWUSER)
-        Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
-        Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
-        Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")
+        Path("/proc/self/setgroups").write_bytes(b"deny")
+        Path("/proc/self/uid_map").write_bytes(f"{user} {user} 1".encode())
+        Path("/proc/self/gid_map").write_bytes(f"{group} {group} 1".encode())
 
 
 def _become(user: int) -> None:
@@ -304,7 +304,8 @@ def _limit_resources(profile: HardeningProfile, *, in_use: int, file_bytes: int)
 
 def _data_in_use() -> int:
     """Return the bytes that count against RLIMIT_DATA now."""
-    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    # NOTE: bytes, not text: reading text may import a codec, and the interpreter's files may be out of reach by now.
+    fields = Path("/proc/self/statm").read_bytes().split()
     return int(fields[5]) * resource.getpagesize()
 
 

@@ -41,9 +41,6 @@ def run_worker(connection: socket.socket, config: WorkerConfig, *, build: str, i
     status = EXIT_FAILED
     try:
         status = _run(connection, config, build, inherited)
-    except HardeningError as exc:
-        os.write(2, f"worker: not hardened: {exc}\n".encode())
-        status = EXIT_HARDENING
     finally:
         # Not sys.exit: guests may still run on other threads, and nothing is left to be flushed.
         os._exit(status)
@@ -83,7 +80,9 @@ def _close_down(profile: hardening.HardeningProfile, report: HardeningReport, *,
     try:
         report = hardening.close_down(profile, report, require=require)
     except HardeningError as exc:
-        os.write(complaint, f"worker: not hardened: {exc}\n".encode())
+        # Where standard error is a file, RLIMIT_FSIZE may already forbid this; the exit status says it as well.
+        with contextlib.suppress(OSError):
+            os.write(complaint, f"worker: not hardened: {exc}\n".encode())
         os._exit(EXIT_HARDENING)
     # SECURITY: the daemon's standard error is not the worker's to write to.
     os.close(complaint)

@@ -1,0 +1,14 @@
+;; Answers a header whose value holds a line break.
+(core module $module
+  (import "support" "memory" (memory 1))
+  (import "support" "respond" (func $respond (param i32 i32 i32) (result i32)))
+  (data (i32.const 64) "x-ok")
+  (data (i32.const 80) "a\0d\0aset-cookie: b=c")
+  (data (i32.const 128) "\40\00\00\00\04\00\00\00\50\00\00\00\12\00\00\00")
+  (func (export "handler") (param i32) (result i32)
+    (local $response i32)
+    (local.set $response (call $respond (i32.const 200) (i32.const 64) (i32.const 4)))
+    (i32.store (i32.const 20) (i32.const 128))
+    (i32.store (i32.const 24) (i32.const 1))
+    (local.get $response)))
+(core instance $guest (instantiate $module (with "support" (instance $support))))

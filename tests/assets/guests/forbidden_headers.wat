@@ -1,0 +1,15 @@
+;; Answers the headers "Set-Cookie: a=b", "X-Alga-Tenant: a=b", "Connection: a=b" and "X-Ok: a=b".
+(core module $module
+  (import "support" "memory" (memory 1))
+  (import "support" "respond" (func $respond (param i32 i32 i32) (result i32)))
+  (data (i32.const 256) "Set-Cookie") (data (i32.const 272) "X-Alga-Tenant") (data (i32.const 288) "Connection")
+  (data (i32.const 304) "X-Ok") (data (i32.const 320) "a=b")
+  (data (i32.const 128) "\00\01\00\00\0a\00\00\00\40\01\00\00\03\00\00\00\10\01\00\00\0d\00\00\00\40\01\00\00\03\00\00\00")
+  (data (i32.const 160) "\20\01\00\00\0a\00\00\00\40\01\00\00\03\00\00\00\30\01\00\00\04\00\00\00\40\01\00\00\03\00\00\00")
+  (func (export "handler") (param i32) (result i32)
+    (local $response i32)
+    (local.set $response (call $respond (i32.const 200) (i32.const 64) (i32.const 0)))
+    (i32.store (i32.const 20) (i32.const 128))
+    (i32.store (i32.const 24) (i32.const 4))
+    (local.get $response)))
+(core instance $guest (instantiate $module (with "support" (instance $support))))

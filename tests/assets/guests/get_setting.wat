@@ -1,0 +1,15 @@
+;; Asks extrunner:host/config for the key "colour" and answers it: 200 with the value, 404 where there is none.
+(import "extrunner:host/config@0.1.0" (instance $config (export "get" (func (param "key" string) (result (option string))))))
+(core func $get (canon lower (func $config "get") (memory $memory) (realloc $realloc)))
+(core instance $config-core (export "get" (func $get)))
+(core module $module
+  (import "support" "memory" (memory 1))
+  (import "support" "respond" (func $respond (param i32 i32 i32) (result i32)))
+  (import "config" "get" (func $get (param i32 i32 i32)))
+  (data (i32.const 64) "colour")
+  (func (export "handler") (param i32) (result i32)
+    (call $get (i32.const 64) (i32.const 6) (i32.const 96))
+    (if (result i32) (i32.load8_u (i32.const 96))
+      (then (call $respond (i32.const 200) (i32.load (i32.const 100)) (i32.load (i32.const 104))))
+      (else (call $respond (i32.const 404) (i32.const 64) (i32.const 0))))))
+(core instance $guest (instantiate $module (with "support" (instance $support)) (with "config" (instance $config-core))))

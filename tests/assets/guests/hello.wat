@@ -1,0 +1,7 @@
+;; Answers 200 "hello".
+(core module $module
+  (import "support" "memory" (memory 1))
+  (import "support" "respond" (func $respond (param i32 i32 i32) (result i32)))
+  (data (i32.const 64) "hello")
+  (func (export "handler") (param i32) (result i32) (call $respond (i32.const 200) (i32.const 64) (i32.const 5))))
+(core instance $guest (instantiate $module (with "support" (instance $support))))

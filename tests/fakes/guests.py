@@ -1,0 +1,114 @@
+"""Guests for tests: small ones in WebAssembly text, one behaviour each, and real Python ones, built from source and cached.
+
+`component(name)` assembles tests/assets/guests/<name>.wat; `artifact(name)` compiles it for the engine that workers run;
+`build_python_guest(folder)` builds a folder with an `app.py` against the world extrunner:host/extension.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import wasmtime
+
+import runnerd.capabilities
+from runnerd.engine.compilation import compile_component, inspect_component
+from runnerd.engine.profile import engine_fingerprint
+
+ROOT = Path(__file__).resolve().parents[2]
+GUESTS = ROOT / "tests" / "assets" / "guests"
+CACHE = ROOT / ".cache" / "guests"
+WIT = Path(runnerd.capabilities.__file__).parent / "wit"
+WIT_FILES = (WIT / "alga-extension.wit", WIT / "extrunner-host.wit")
+WORLD = "extrunner:host/extension"
+
+_HANDLER = """
+(alias core export $guest "handler" (core func $handler-core))
+(func $handler (param "request" $execute-request) (result $execute-response)
+  (canon lift (core func $handler-core) (memory $memory) (realloc $realloc)))
+(export "handler" (func $handler))
+"""
+
+
+def assemble(text: str) -> bytes:
+    """Assemble a guest's own text, which defines the core instance $guest, into a component."""
+    world = (GUESTS / "world.wat").read_text(encoding="utf-8")
+    return bytes(wasmtime.wat2wasm(f"(component\n{world}\n{text}\n{_HANDLER})"))
+
+
+@functools.cache
+def component(name: str) -> bytes:
+    """Return the component of tests/assets/guests/<name>.wat."""
+    return assemble((GUESTS / f"{name}.wat").read_text(encoding="utf-8"))
+
+
+def guest_names() -> list[str]:
+    """Return the names of all .wat guests."""
+    return sorted(path.stem for path in GUESTS.glob("*.wat") if path.stem != "world")
+
+
+@functools.cache
+def artifact(name: str) -> bytes:
+    """Return the compiled form of a .wat guest."""
+    return compile_component(component(name))
+
+
+@functools.cache
+def memories(name: str) -> int:
+    """Return the number of linear memories of a .wat guest."""
+    return inspect_component(component(name)).memories
+
+
+def build_python_guest(source: Path) -> Path:
+    """Build a Python guest and return the component's path; cached by source, world and tool.
+
+    Args:
+        source: folder with `app.py`, and what that imports.
+    """
+    digest = hashlib.sha256()
+    for path in [*WIT_FILES, *sorted(source.rglob("*.py"))]:
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    digest.update(f"python {metadata.version('componentize-py')} {WORLD}".encode())
+    target = CACHE / f"{digest.hexdigest()[:32]}.wasm"
+    if not target.exists():
+        _in_place(target, lambda output: _componentize(source, output))
+    return target
+
+
+def _componentize(source: Path, output: Path) -> None:
+    wit = [part for path in WIT_FILES for part in ("-d", str(path))]
+    tool = Path(sys.executable).parent / "componentize-py"
+    command = [str(tool), *wit, "-w", WORLD, "componentize", "-p", str(source), "app", "-o", str(output)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    if result.returncode:
+        message = f"componentize-py failed:\n{result.stdout}\n{result.stderr}"
+        raise RuntimeError(message)
+
+
+def artifact_of(wasm: Path) -> Path:
+    """Return the compiled form of a component; cached by content and engine."""
+    digest = hashlib.sha256(wasm.read_bytes() + engine_fingerprint().encode()).hexdigest()
+    target = CACHE / f"{digest[:32]}.cwasm"
+    if not target.exists():
+        _in_place(target, lambda output: output.write_bytes(compile_component(wasm.read_bytes())))
+    return target
+
+
+def _in_place(target: Path, build: Callable[[Path], object]) -> None:
+    """Build beside the target and rename, so that nobody sees half a file; one of several test processes builds, the others wait."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / "guests.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            return
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            output = Path(folder) / target.name
+            build(output)
+            output.replace(target)
