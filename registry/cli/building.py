@@ -37,7 +37,8 @@ MANIFEST: Final = "manifest.json"
 COMPONENT: Final = Path("dist/main.wasm")
 _SBOM: Final = "sbom.spdx.json"
 _TIMEOUT_SECONDS: Final = 300
-_JS_CLI: Final = Path("node_modules/@bytecodealliance/componentize-js/src/cli.js")
+_JS_LIBRARY: Final = Path("node_modules/@bytecodealliance/componentize-js/src/componentize.js")
+_JS_RUNNER: Final = Path(__file__).with_name("componentize.mjs")
 # SECURITY: none of these may be linked: http opens egress, the others are host state an extension has no business with (RUNTIME §4).
 _JS_DISABLED: Final = ("http", "random", "clocks", "stdio", "fetch-event")
 _PACKAGE: Final = re.compile(r"^\s*package\s+([a-z][a-z0-9-]*:[a-z][a-z0-9-]*)(@[0-9A-Za-z.+-]+)?\s*;", re.MULTILINE)
@@ -213,21 +214,21 @@ def _componentize_javascript(work: _Work, world: str, tool: Path) -> None:
     if node is None:
         message = "Node.js is not installed; JavaScript extensions are built with it."
         raise UnavailableError(message)
-    options = ["--wit", str(work.wit), "-n", world, "--disable", *_JS_DISABLED, "-o", str(work.target)]
     # NOTE: the tool splits its own command line at spaces, so sources and working folder lie where no path has one.
-    _run([node, str(tool), "app.js", *options], work.sources, work.scratch)
+    arguments = [str(tool), "app.js", str(work.wit), world, str(work.target), *_JS_DISABLED]
+    _run([node, str(_JS_RUNNER), *arguments], work.sources, work.scratch)
 
 
 def find_componentize_js(project: Path, node_modules: Path | None) -> Path:
-    """Return the command line program of componentize-js.
+    """Return the module of componentize-js.
 
     Raises:
         UnavailableError: it is installed in none of the places that are looked at.
     """
     start = project.resolve()
     for folder in [node_modules] if node_modules is not None else [start, *start.parents]:
-        if (folder / _JS_CLI).is_file():
-            return (folder / _JS_CLI).resolve()
+        if (folder / _JS_LIBRARY).is_file():
+            return (folder / _JS_LIBRARY).resolve()
     message = "componentize-js is not installed; `npm install @bytecodealliance/componentize-js` in the project, or name --toolchain."
     raise UnavailableError(message)
 

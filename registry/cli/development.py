@@ -97,6 +97,10 @@ class DevelopmentMachine:
             UnavailableError: a part did not start; nothing is left running.
             UsageError: the state folder cannot be used.
         """
+        # SECURITY: development keys and a database of this machine are no installation for anybody's data.
+        if os.environ.get("ENV") == "production":
+            message = "A development machine does not start where ENV=production."
+            raise UsageError(message)
         try:
             self._start()
         except BaseException:

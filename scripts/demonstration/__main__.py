@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\nstopped" if not interrupted else "\ninterrupted", file=sys.stderr)
         except (CheckFailedError, ProblemError, RefusalError, UnavailableError, UsageError) as error:
             report.fail(str(error))
+        except Exception as error:  # noqa: BLE001 - a mistake of ours; whoever reads the last line is told all the same
+            traceback.print_exc()
+            report.fail(f"{type(error).__name__}: {error}")
+    if report.failures:
+        print(f"   what the services said is in {visible(str(state_at(options.state).logs))}", file=sys.stderr)
     if options.once:
         if interrupted:
             report.fail("interrupted")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from registry.cli.invocation import Answer
-from registry.cli.rendering import visible, visible_block
+from registry.cli.rendering import visible_block
 
 _SHOWN_BODY_CHARACTERS = 160
 
@@ -56,7 +56,7 @@ class Report:
     def fail(self, what: str) -> None:
         """Note what went wrong."""
         self.failures.append(what)
-        print(f"   FAILED: {visible(what)}", file=sys.stderr, flush=True)
+        print(f"   FAILED: {visible_block(what)}", file=sys.stderr, flush=True)
 
     def invocation(self, call: Invocation, answer: Answer) -> None:
         """Note and show one call of an extension."""
