@@ -14,17 +14,18 @@ from typing import Final
 from starlette.types import ASGIApp
 
 from gateway.auth import Authenticator
-from gateway.config import AdminSettings, Environment, StartError
+from gateway.config import AdminSettings, StartError
 from gateway.middleware.body_limit import BodyAllowance
 from gateway.routes.admin.application import BUNDLES_PATH, AdminServices, build_admin_app
-from gateway.routes.admin.bundles import MAX_SIGNATURE_BYTES
 from gateway.routes.admin.warming import Warmer
 from gateway.routes.health import Check
 from gateway.runner_client import RunnerClient
 from registry.bundles.local import LocalBundleStore
 from registry.database import Database, UnsafeDatabaseRoleError
+from registry.deployment import Environment, is_embedded_database
 from registry.domain.digests import ContentHash
 from registry.domain.errors import RefusalError
+from registry.domain.limits import MAX_SIGNATURE_BYTES
 from registry.migrations.roles import ADMIN
 from registry.provenance.domains import TrustConfigurationError, load_trust_domains
 from registry.provenance.verifier import BundleVerifier
@@ -36,8 +37,6 @@ from registry.services.publishing import PublishingLimits, PublishingService, St
 from registry.services.revocations import RevocationService
 
 _MAX_URL_BYTES: Final = 4096
-_EMBEDDED_SOCKET: Final = "extpg-"
-"""Prefix of the socket folder of `registry.embedded_postgres`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +110,11 @@ def read_database_url(file: Path, *, embedded_allowed: bool) -> str:
     try:
         with file.open("rb") as stream:
             url = stream.read(_MAX_URL_BYTES).decode().strip()
-    except (OSError, UnicodeDecodeError) as error:
+        is_embedded = is_embedded_database(url)
+    except (OSError, ValueError) as error:
         message = f"{file}: the database URL cannot be read"
         raise StartError(message) from error
-    if not embedded_allowed and _EMBEDDED_SOCKET in url:
+    if is_embedded and not embedded_allowed:
         message = f"{file}: names an embedded PostgreSQL, which is for development only"
         raise StartError(message)
     return url

@@ -28,6 +28,8 @@ from registry.tokens import RUNNER_AUDIENCE, ClaimNames, TokenMinter, TokenVerif
 ADMIN_PREFIX: Final = "/api/admin/v1"
 _EXTENSIONS_PREFIX: Final = "/api/ext/"
 _BUFFERED_BYTES: Final = 256 * MIB
+_TENANTS_SHARE: Final = 4
+"""One tenant may hold this fraction of it."""
 _SMALL_BODY: Final = BodyAllowance(size_bytes=256 * 1024, seconds=30)
 """For everything that is neither a call nor a bundle."""
 
@@ -96,6 +98,7 @@ async def open_gateway(settings: GatewaySettings) -> AsyncIterator[ASGIApp]:
                 policy=ExtensionPolicy(
                     execute_timeout_seconds=settings.limits.execute_timeout_seconds,
                     buffered_bytes=max(_BUFFERED_BYTES, settings.limits.request_bytes),
+                    tenant_bytes=max(_BUFFERED_BYTES // _TENANTS_SHARE, settings.limits.request_bytes),
                     own_origin=settings.public_origin,
                     cors_origins=frozenset(settings.cors_origins),
                 ),

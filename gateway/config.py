@@ -7,7 +7,6 @@ database, development keys (T7, T8).
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from enum import StrEnum
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from registry.deployment import Environment, is_loopback, refuse_unknown_settings
 from registry.domain.limits import MIB
 from registry.tokens import GATEWAY_AUDIENCE, MAX_SERVICE_TOKEN_SECONDS
 
@@ -28,13 +28,6 @@ Origin = Annotated[str, Field(pattern=_ORIGIN.pattern.replace(r"\Z", "$"), max_l
 
 class StartError(Exception):
     """The gateway cannot start with what its settings name. The message says what to change, and holds no secret."""
-
-
-class Environment(StrEnum):
-    """Where the process runs."""
-
-    DEVELOPMENT = "development"
-    PRODUCTION = "production"
 
 
 class Serve(StrEnum):
@@ -73,11 +66,7 @@ class RunnerSettings(_Section):
         address = self.target.rsplit("///", 1)[-1].removeprefix("ipv4:").removeprefix("ipv6:")
         if address.startswith("unix:"):
             return True
-        host = address.rsplit(":", 1)[0].strip("[]")
-        try:
-            return host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(address.rsplit(":", 1)[0].strip("[]"))
 
 
 class ServiceSettings(_Section):
@@ -179,9 +168,5 @@ def load(**overrides: Any) -> GatewaySettings:
     Raises:
         ValueError: a setting is missing, malformed, unknown or refused (pydantic's ValidationError is one).
     """
-    known = {f"{PREFIX}{name.upper()}" for name in GatewaySettings.model_fields}
-    for name in os.environ:
-        if name.upper().startswith(PREFIX) and name.upper().split("__", 1)[0] not in known:
-            message = f"unknown setting {name}; a misspelt limit would otherwise silently not apply"
-            raise ValueError(message)
+    refuse_unknown_settings(os.environ, prefix=PREFIX, fields=GatewaySettings.model_fields)
     return GatewaySettings(**{name: value for name, value in overrides.items() if value is not None})

@@ -13,15 +13,15 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from registry.domain.errors import Reason, RefusalError
+from registry.domain.headers import HOP_BY_HOP, MAX_HEADER_BYTES, MAX_HEADERS
 from registry.domain.ids import is_extension_name, is_uuid
+from registry.domain.paths import PathError, check_normal_form
 
 Headers = tuple[tuple[str, str], ...]
 
 EXTENSION_PREFIX: Final = b"/api/ext/"
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
-MAX_HEADERS: Final = 64
-MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_PATH_BYTES: Final = 4 * 1024
 MAX_QUERY_BYTES: Final = 8 * 1024
 
@@ -39,13 +39,11 @@ _TO_GUEST = frozenset(
 )
 """CONTRACT §2. `accept-encoding` is not among them: the gateway compresses, a guest's compressed bytes would arrive as gibberish."""
 
-_NEVER_TO_GUEST = frozenset({"authorization", "cookie", "forwarded", "x-extrunner-subject-token"}) | frozenset(
-    {"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host", "content-length", "expect"}
-)
+_NEVER_TO_GUEST = HOP_BY_HOP | {"authorization", "cookie", "forwarded", "x-extrunner-subject-token", "host", "content-length", "expect"}
 _NEVER_TO_GUEST_PREFIXES = ("proxy-", "x-forwarded-", "x-alga-")
 
 _FROM_GUEST = frozenset({"content-language", "etag", "last-modified", "retry-after"})
-_NEVER_FROM_GUEST = frozenset({"set-cookie", "set-cookie2", "connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"})
+_NEVER_FROM_GUEST = HOP_BY_HOP | {"set-cookie", "set-cookie2"}
 _GATEWAY_SETS = frozenset({"x-request-id", "x-ext-execution-id", "x-ext-content-hash", "x-ext-version-id"})
 
 _SAFE_TYPES = frozenset({"application/json", "text/plain", "text/csv", "application/pdf", "application/octet-stream"})
@@ -59,10 +57,8 @@ _SAFETY: Headers = (
     ("cross-origin-resource-policy", "same-origin"),
 )
 
-_PCHAR = rb"[A-Za-z0-9._~!$&'()*+,;=:@-]"
-_PATH = re.compile(rb"(?:/(?:" + _PCHAR + rb"|%[0-9A-Fa-f]{2})*)+\Z")
-_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
-_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_ENCODED_SEPARATOR = re.compile(r"%(?:2e|2f|5c)", re.IGNORECASE)
+"""Browsers take "%2e" for a dot in a dot segment; some servers take the others for slashes."""
 _QUERY = re.compile(rb"[\x21\x22\x24-\x7e]*\Z")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]*\Z")
@@ -96,20 +92,13 @@ def parse_address(raw_path: bytes) -> ExtensionAddress:
     if not (is_extension_name(extension_id) or is_uuid(extension_id)):
         raise RefusalError(Reason.INVALID_REQUEST, "Name the extension by its reverse-domain name or its id.")
     path = slash + rest if slash else b"/"
-    _check_path(path)
-    return ExtensionAddress(extension_id=extension_id, path=path.decode("ascii"))
-
-
-def _check_path(path: bytes) -> None:
-    if _PATH.match(path) is None:
-        raise RefusalError(Reason.INVALID_REQUEST, "The path holds a character that must be percent-encoded.")
-    segments = path.split(b"/")[1:]
-    if any(segment in {b".", b".."} for segment in segments) or b"" in segments[:-1]:
-        raise RefusalError(Reason.INVALID_REQUEST, "The path has an empty, '.' or '..' segment.")
-    for escape in _ESCAPE.finditer(path):
-        value = int(escape[1], 16)
-        if value in _UNRESERVED or value in b"/\\" or value < 0x20 or value == 0x7F:  # noqa: PLR2004 - the ASCII control characters.
-            raise RefusalError(Reason.INVALID_REQUEST, "The path encodes a slash, a backslash, a control or a plain character.")
+    # Latin-1 keeps each byte a character; those that are not ASCII are no part of a path.
+    text = path.decode("latin-1")
+    try:
+        check_normal_form(text)
+    except PathError as error:
+        raise RefusalError(Reason.INVALID_REQUEST, f"Send the path in normal form: {error}.") from error
+    return ExtensionAddress(extension_id=extension_id, path=text)
 
 
 def parse_query(raw_query: bytes) -> str:
@@ -172,11 +161,12 @@ def is_forwardable_request_header(name: str) -> bool:
     return name not in _NEVER_TO_GUEST and name != "x-request-id" and not name.startswith(_NEVER_TO_GUEST_PREFIXES)
 
 
-def response_headers(headers: Headers, *, own_origin: str | None, declared: frozenset[str] = frozenset()) -> Headers:
+def response_headers(headers: Headers, *, request_path: str, own_origin: str | None, declared: frozenset[str] = frozenset()) -> Headers:
     """Return the headers that go to the caller: the guest's, narrowed to the allow-list, and those that make any content harmless.
 
     Args:
         headers: the guest's.
+        request_path: the raw path of the request, as `parse_address` accepted it; a `location` must stay within its extension.
         own_origin: origin that a `location` may name besides being relative.
         declared: further names of the endpoint (`response_headers[]`).
 
@@ -189,7 +179,7 @@ def response_headers(headers: Headers, *, own_origin: str | None, declared: froz
         first.setdefault(name, value)
     passed = [(name, value) for name, value in first.items() if name in _FROM_GUEST]
     passed += [(name, value) for name, value in guest if _is_extra_response_header(name, declared)]
-    if (location := first.get("location")) is not None and _is_safe_location(location, own_origin):
+    if (location := first.get("location")) is not None and _is_safe_location(location, request_path, own_origin):
         passed.append(("location", location))
     media_type = _media_type(first.get("content-type"))
     passed.append(("content-type", media_type))
@@ -219,7 +209,7 @@ def _is_extra_response_header(name: str, declared: frozenset[str]) -> bool:
     return name.startswith("x-ext-") or name in declared
 
 
-def _is_safe_location(location: str, own_origin: str | None) -> bool:
+def _is_safe_location(location: str, request_path: str, own_origin: str | None) -> bool:
     # SECURITY: browsers drop tabs and newlines and read "\" as "/", so "/\evil.example" is another origin.
     if not location or "\\" in location or any(not "!" <= character <= "~" for character in location):
         return False
@@ -228,8 +218,26 @@ def _is_safe_location(location: str, own_origin: str | None) -> bool:
     except ValueError:
         return False
     if parts.scheme or parts.netloc:
-        return own_origin is not None and f"{parts.scheme}://{parts.netloc}".lower() == own_origin.lower()
-    return not location.startswith("//") and ":" not in location.split("/", 1)[0].split("?", 1)[0]
+        if own_origin is None or f"{parts.scheme}://{parts.netloc}".lower() != own_origin.lower():
+            return False
+    elif location.startswith("//") or ":" in location.split("/", 1)[0].split("?", 1)[0]:
+        return False
+    return _stays_within_extension(parts.path or ("/" if parts.netloc else ""), request_path)
+
+
+def _stays_within_extension(path: str, request_path: str) -> bool:
+    """Tell whether a redirect from `request_path` to `path` leads back to the extension that answers it."""
+    # SECURITY: whoever follows a redirect within an origin sends the bearer token along, and after 307 method and body too. A guest must
+    # not be able to turn a call of itself into one of another extension or of the admin REST, by its user's authority.
+    if _ENCODED_SEPARATOR.search(path) is not None or "//" in path:
+        return False
+    resolved: list[str] = []
+    for segment in (path if path.startswith("/") else f"{request_path.rpartition('/')[0]}/{path}").split("/")[1:]:
+        if segment == "..":
+            del resolved[-1:]
+        elif segment != ".":
+            resolved.append(segment)
+    return not path or resolved[:3] == request_path.split("/")[1:4]
 
 
 def _media_type(value: str | None) -> str:

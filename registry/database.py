@@ -14,6 +14,7 @@ error (T17); a tenant set for a whole connection leaks to whoever uses that pool
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -23,7 +24,7 @@ from typing import Any, Final, Self, TypeAlias
 import psycopg
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import PoolResetState
@@ -51,6 +52,7 @@ select r.rolname, r.rolsuper, r.rolbypassrls, r.rolcreaterole, r.rolcreatedb, r.
 )
 
 
+_log = logging.getLogger(__name__)
 _UNAVAILABLE: Final = (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError)
 
 
@@ -135,6 +137,7 @@ class Database:
         except _UNAVAILABLE as exc:
             raise _unavailable() from exc
         except (SQLAlchemyError, psycopg.Error) as exc:
+            _log.error("statement refused", extra=_facts(exc))
             raise RefusalError(Reason.INTERNAL, "The registry refused a statement; the operator's log says which.") from exc
 
     async def _begin(self, tenant: str, deadline_seconds: float) -> tuple[AsyncConnection, asyncio.TimerHandle]:
@@ -184,6 +187,16 @@ class Database:
         if name != expected_role or not role["plain"]:
             message = f"database role is {name!r} and this process must be {expected_role!r}; change the user of the database URL"
             raise UnsafeDatabaseRoleError(message)
+
+
+def _facts(exc: Exception) -> dict[str, str]:
+    """Return what an operator needs to find a refused statement. The server's words may hold a tenant's values, so they stay out."""
+    cause = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
+    facts = {"error": type(cause).__name__}
+    if isinstance(cause, psycopg.Error):
+        named = {"sqlstate": cause.sqlstate, "table": cause.diag.table_name, "constraint": cause.diag.constraint_name}
+        facts |= {name: value for name, value in named.items() if value}
+    return facts
 
 
 def _unavailable() -> RefusalError:

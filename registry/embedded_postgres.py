@@ -34,9 +34,9 @@ from typing import Final, Self
 import psycopg
 from sqlalchemy.engine import URL
 
+from registry.deployment import EMBEDDED_SOCKET_PREFIX
 from registry.embedded_process import (
     ENVIRONMENT,
-    SOCKET_PREFIX,
     Account,
     EmbeddedPostgresError,
     choose_account,
@@ -46,6 +46,7 @@ from registry.embedded_process import (
     make_socket_folder,
 )
 from registry.migrations.roles import DATABASE, ROLES, RoleSetupError, create_roles, libpq_conninfo
+from registry.private_files import replace_private_file
 
 __all__ = ["SUPERUSER", "EmbeddedPostgres", "EmbeddedPostgresError", "find_binaries", "read_urls"]
 
@@ -196,7 +197,7 @@ class EmbeddedPostgres:
         if state is not None:
             folder = Path(str(state.get("socket_folder", "")))
             # SECURITY: only a folder that is named like ours and is ours is removed, whatever the file says.
-            is_ours = folder.name.startswith(SOCKET_PREFIX) and folder.is_dir() and not folder.is_symlink()
+            is_ours = folder.name.startswith(EMBEDDED_SOCKET_PREFIX) and folder.is_dir() and not folder.is_symlink()
             if is_ours and folder.stat().st_uid == os.geteuid():
                 shutil.rmtree(folder, ignore_errors=True)
             (self._directory / "state.json").unlink(missing_ok=True)
@@ -217,7 +218,7 @@ class EmbeddedPostgres:
         fresh = self._directory / "data.new"
         fresh.mkdir(mode=0o700)
         password_file = fresh.parent / "password.new"
-        _write_text(password_file, self._passwords[SUPERUSER] + "\n")
+        replace_private_file(password_file, f"{self._passwords[SUPERUSER]}\n".encode())
         if account.uid is not None and account.gid is not None:
             os.chown(fresh, account.uid, account.gid)
             os.chown(password_file, account.uid, account.gid)
@@ -342,13 +343,4 @@ def _read_json(path: Path) -> dict[str, object] | None:
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:
-    _write_text(path, json.dumps(value, indent=1))
-
-
-def _write_text(path: Path, value: str) -> None:
-    """Write a 0600 file that is there whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(value)
-    temporary.replace(path)
+    replace_private_file(path, json.dumps(value, indent=1).encode())

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-SOCKET_PREFIX: Final = "extpg-"
+from registry.deployment import EMBEDDED_SOCKET_PREFIX
+
 _MAX_SOCKET_BASE_BYTES: Final = 60
 """A UNIX socket's path holds 107 bytes; to this come "/extpg-" with 16 digits and "/.s.PGSQL.5432.lock"."""
 _PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9/._-]+\Z")  # The setting is a list: a comma or quote would mean something.
@@ -96,14 +97,14 @@ def make_socket_folder(account: Account, directory: Path) -> Path:
     if len(os.fsencode(base)) > _MAX_SOCKET_BASE_BYTES or _PLAIN_PATH.match(base) is None:
         base = "/tmp"  # noqa: S108 - what is made there is checked to be ours
     owner = os.geteuid() if account.uid is None else account.uid
-    folder = Path(base) / (SOCKET_PREFIX + hashlib.sha256(f"{owner}:{directory}".encode()).hexdigest()[:16])
+    folder = Path(base) / (EMBEDDED_SOCKET_PREFIX + hashlib.sha256(f"{owner}:{directory}".encode()).hexdigest()[:16])
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
         # SECURITY: the name can be foreseen, so somebody else may have made it, or a link. Then it is not used.
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != owner or stat.S_IMODE(status.st_mode) != stat.S_IRWXU:
-            folder = Path(tempfile.mkdtemp(prefix=SOCKET_PREFIX, dir=base))
+            folder = Path(tempfile.mkdtemp(prefix=EMBEDDED_SOCKET_PREFIX, dir=base))
     if account.uid is not None and account.gid is not None:
         os.chown(folder, account.uid, account.gid, follow_symlinks=False)
     return folder

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.algorithms import OKPAlgorithm
+
+from registry.private_files import create_private_file
 
 DEVELOPMENT_KEY_PREFIX: Final = "dev-"
 """Key ids made by `generate_key_set` begin with this; production refuses them."""
@@ -195,10 +196,6 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 def _write_new(file: Path, document: Mapping[str, object], *, mode: int) -> None:
     try:
-        # SECURITY: the mode is given at creation, so that there is no moment at which others can read a private key.
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        create_private_file(file, json.dumps(document, indent=2).encode() + b"\n", mode=mode)
     except FileExistsError as error:
         raise KeySetError(file, "exists already") from error
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump(document, stream, indent=2)
-        stream.write("\n")

@@ -19,7 +19,7 @@ from runnerd.app import package_version, run
 from runnerd.artifacts.keys import ArtifactKeyError
 from runnerd.assets.supervisor import AssetsStartError
 from runnerd.config import RunnerdSettings, SettingsError, load
-from runnerd.dispatch.connection import UnusableWorkerError
+from runnerd.dispatch.connection import NotHardenedError, UnusableWorkerError
 from runnerd.worker import kernel
 
 EXIT_CANNOT_START = 1
@@ -62,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         _log.error("bad_settings", detail=str(error))
         return EXIT_BAD_SETTINGS
-    except UnusableWorkerError as error:
+    except NotHardenedError as error:
         _log.error("cannot_start", detail=str(error))
-        return EXIT_NOT_HARDENED if "hardening" in str(error) else EXIT_CANNOT_START
+        return EXIT_NOT_HARDENED
     except (
         ArtifactKeyError,
         AssetsStartError,
@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         RuntimeError,
         TrustConfigurationError,
         UnsafeDatabaseRoleError,
+        UnusableWorkerError,
     ) as error:
         _log.error("cannot_start", detail=str(error), kind=type(error).__name__)
         return EXIT_CANNOT_START

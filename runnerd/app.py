@@ -358,6 +358,7 @@ async def _assets(settings: RunnerdSettings, resolver: Resolver, loader: Extensi
         resolve=interface_of,
         require_hardening=settings.require_hardening,
         frame_ancestors=settings.assets.frame_ancestors,
+        discard=loader.discard_interface,
     )
     await server.start()
     return server

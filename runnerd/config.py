@@ -6,32 +6,22 @@ read or anything listens: an embedded database, plaintext gRPC away from loopbac
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from dataclasses import fields, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from registry.deployment import Environment, is_embedded_database, is_loopback, refuse_unknown_settings
 from registry.domain.capabilities import KNOWN, normalise
 from registry.domain.limits import MIB, OPERATOR_CEILING, OPERATOR_DEFAULTS, ExecutionLimits, LimitWishes, clamp
 from registry.tokens import GATEWAY_AUDIENCE, RUNNER_AUDIENCE
 
 PREFIX: Final = "RUNNERD_"
-EMBEDDED_SOCKET_PREFIX: Final = "extpg-"
-"""How the socket folder of `registry.embedded_postgres` begins."""
 _ISSUER = Annotated[str, Field(min_length=1, max_length=255)]
-
-
-class Environment(StrEnum):
-    """Where the process runs."""
-
-    DEVELOPMENT = "development"
-    PRODUCTION = "production"
 
 
 class SettingsError(ValueError):
@@ -57,14 +47,6 @@ def host_of(address: str) -> str:
 def port_of(address: str) -> int:
     """Return the port of "host:port"."""
     return int(address.rpartition(":")[2])
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach `host`. A name other than localhost is not taken for one."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class _Section(BaseModel):
@@ -319,24 +301,16 @@ class RunnerdSettings(BaseSettings):
         return url
 
 
-def is_embedded_database(url: str) -> bool:
-    """Tell whether `url` leads to a server of `registry.embedded_postgres`: a UNIX socket in a folder that only it makes."""
-    parts = urlsplit(url)
-    hosts = [unquote(parts.hostname or ""), *(host for value in parse_qs(parts.query).get("host", []) for host in value.split(","))]
-    return any(segment.startswith(EMBEDDED_SOCKET_PREFIX) for host in hosts for segment in Path(host).parts)
-
-
 def load(**overrides: Any) -> RunnerdSettings:
     """Read the environment; `overrides` are for tests.
 
     Raises:
         SettingsError: a setting is missing, malformed, unknown or refused.
     """
-    known = {f"{PREFIX}{name.upper()}" for name in RunnerdSettings.model_fields}
-    for name in os.environ:
-        if name.upper().startswith(PREFIX) and name.upper().split("__", 1)[0] not in known:
-            message = f"unknown setting {name}; a misspelt limit would otherwise silently not apply"
-            raise SettingsError(message)
+    try:
+        refuse_unknown_settings(os.environ, prefix=PREFIX, fields=RunnerdSettings.model_fields)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
     try:
         return RunnerdSettings(**overrides)
     except ValidationError as error:

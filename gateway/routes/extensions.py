@@ -9,6 +9,7 @@ byte of a body is read before the caller is known).
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -45,6 +46,8 @@ class ExtensionPolicy:
     execute_timeout_seconds: float
     buffered_bytes: int
     """Bodies of all requests that are held at the same time."""
+    tenant_bytes: int
+    """Of those, of one tenant: slow or large uploads of one must not be everybody's OVERLOADED. At least one largest body."""
     own_origin: str | None = None
     cors_origins: frozenset[str] = frozenset()
 
@@ -63,6 +66,7 @@ class ExtensionsEndpoint:
         self._runner = runner
         self._policy = policy
         self._buffered_bytes = 0
+        self._buffered_of: Counter[str] = Counter()
 
     def route(self) -> Route:
         """Return the route. One for both forms of the address, and without a redirect between them (N40)."""
@@ -91,7 +95,7 @@ class ExtensionsEndpoint:
         policies.check_header_size(headers)
         query = policies.parse_query(scope["query_string"])
         pin = _pin(scope)
-        buffer = _Buffer(self)
+        buffer = _Buffer(self, caller.user.tenant)
         try:
             body = await buffer.fill(receive)
             call = ExtensionCall(
@@ -135,7 +139,9 @@ class ExtensionsEndpoint:
             raise RefusalError(
                 Reason.GUEST_INVALID_RESPONSE, "The extension answered an invalid status.", metadata={"execution_id": answer.execution_id}
             )
-        headers = [*policies.response_headers(answer.headers, own_origin=self._policy.own_origin)]
+        headers = [
+            *policies.response_headers(answer.headers, request_path=scope["raw_path"].decode("ascii"), own_origin=self._policy.own_origin)
+        ]
         if answer.execution_id:
             headers.append((_EXECUTION_HEADER, answer.execution_id))
         if status in _WITHOUT_BODY:
@@ -167,26 +173,32 @@ class ExtensionsEndpoint:
             return ()
         return (("access-control-allow-origin", origin), ("access-control-expose-headers", _CORS_RESPONSE_HEADERS))
 
-    def reserve(self, size: int) -> None:
-        """Take `size` bytes of the budget for bodies.
+    def reserve(self, tenant: str, size: int) -> None:
+        """Take `size` bytes of the budget for bodies, and of the tenant's share of it.
 
         Raises:
             RefusalError: OVERLOADED.
         """
-        if self._buffered_bytes + size > self._policy.buffered_bytes:
+        policy = self._policy
+        if self._buffered_bytes + size > policy.buffered_bytes or self._buffered_of[tenant] + size > policy.tenant_bytes:
             raise RefusalError(Reason.OVERLOADED, "Too many request bodies are being held; try again.")
         self._buffered_bytes += size
+        self._buffered_of[tenant] += size
 
-    def release(self, size: int) -> None:
+    def release(self, tenant: str, size: int) -> None:
         """Give `size` bytes back."""
         self._buffered_bytes -= size
+        self._buffered_of[tenant] -= size
+        if not self._buffered_of[tenant]:
+            del self._buffered_of[tenant]
 
 
 class _Buffer:
     """The body of one request, counted against the budget of all while it is held."""
 
-    def __init__(self, budget: ExtensionsEndpoint) -> None:
+    def __init__(self, budget: ExtensionsEndpoint, tenant: str) -> None:
         self._budget = budget
+        self._tenant = tenant
         self._held = 0
 
     async def fill(self, receive: Receive) -> bytes:
@@ -198,14 +210,14 @@ class _Buffer:
                 raise RefusalError(Reason.INVALID_REQUEST, "The connection ended before the body did.")
             part = message.get("body", b"")
             if part:
-                self._budget.reserve(len(part))
+                self._budget.reserve(self._tenant, len(part))
                 self._held += len(part)
                 parts.append(part)
             if not message.get("more_body", False):
                 return b"".join(parts)
 
     def release(self) -> None:
-        self._budget.release(self._held)
+        self._budget.release(self._tenant, self._held)
         self._held = 0
 
 

@@ -28,7 +28,8 @@ from registry.bundles.text import is_unshowable
 from registry.domain.capabilities import KNOWN, PREFIX, normalise
 from registry.domain.digests import content_hash
 from registry.domain.errors import Reason, RefusalError
-from registry.domain.ids import MAX_EXTENSION_NAME_CHARACTERS, is_uuid
+from registry.domain.headers import HOP_BY_HOP
+from registry.domain.ids import EXTENSION_NAME_PATTERN, MAX_EXTENSION_NAME_CHARACTERS, PUBLISHER_NAME_PATTERN, is_publisher_name
 from registry.domain.limits import OPERATOR_CEILING, LimitWishes
 from registry.domain.records import Endpoint
 
@@ -59,8 +60,7 @@ _PROBLEMS = {
 }
 """Words of JSON for what pydantic says in words of Python; by type of error."""
 
-_HOP_BY_HOP = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "host", "content-length"})
-_SECRET_OR_OURS = frozenset({"authorization", "cookie", "set-cookie", "forwarded", "accept-encoding"})
+_NEVER_PASSED = HOP_BY_HOP | {"host", "content-length", "authorization", "cookie", "set-cookie", "forwarded", "accept-encoding"}
 _RESERVED_PREFIXES = ("proxy-", "x-forwarded-", "x-alga-", "sec-")
 
 
@@ -78,8 +78,8 @@ def _shown_well(text: str) -> str:
     return _showable(text)
 
 
-def _no_identifier(text: str) -> str:
-    if is_uuid(text.lower()):
+def _publisher_name(text: str) -> str:
+    if not is_publisher_name(text):
         message = "must not look like an id"
         raise ValueError(message)
     return text
@@ -96,7 +96,7 @@ def _capability(value: object) -> object:
 
 
 def _passable_header(name: str) -> str:
-    if name in _HOP_BY_HOP or name in _SECRET_OR_OURS or name.startswith(_RESERVED_PREFIXES):
+    if name in _NEVER_PASSED or name.startswith(_RESERVED_PREFIXES):
         message = "is a header that is never passed on"
         raise ValueError(message)
     return name
@@ -112,12 +112,8 @@ def _inside_ui(path: str) -> str:
 Label = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_shown_well)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_shown_well)]
 UiPath = Annotated[str, StringConstraints(pattern=r"^ui/[^\\:*?\"<>|#%]+$", max_length=255), AfterValidator(_inside_ui)]
-Name = Annotated[
-    str,
-    StringConstraints(pattern=r"^[a-z0-9]+(\.[a-z0-9-]+)+$", max_length=MAX_EXTENSION_NAME_CHARACTERS),
-    AfterValidator(_no_identifier),
-]
-Publisher = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9 ._-]{0,62}[A-Za-z0-9.])?$"), AfterValidator(_no_identifier)]
+Name = Annotated[str, StringConstraints(pattern=EXTENSION_NAME_PATTERN, max_length=MAX_EXTENSION_NAME_CHARACTERS)]
+Publisher = Annotated[str, StringConstraints(pattern=PUBLISHER_NAME_PATTERN), AfterValidator(_publisher_name)]
 Version = Annotated[str, StringConstraints(pattern=_SEMVER, max_length=64)]
 Capability = Annotated[
     str,

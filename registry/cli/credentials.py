@@ -6,7 +6,6 @@ comes from `EXTCTL_TOKEN` or a file, is never printed but by `extctl token`, and
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 from registry.cli.output import UsageError, warn
 from registry.cli.rendering import visible
 from registry.cli.state import SERVICE_ISSUER, USER_ISSUER, MachineState
+from registry.deployment import is_loopback
 from registry.tokens import GATEWAY_AUDIENCE, MAX_SERVICE_TOKEN_SECONDS, MAX_TOKEN_CHARACTERS, RUNNER_AUDIENCE, KeySetError, TokenMinter
 
 TOKEN_VARIABLE: Final = "EXTCTL_TOKEN"  # noqa: S105 - a name
@@ -132,14 +132,6 @@ def check_destination(url: str) -> str:
         message = f"{url} is neither https nor on this machine; a token would travel unprotected."
         raise UsageError(message)
     return url.rstrip("/")
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether `host` is this machine, by its address or the name localhost."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _minter(state: MachineState, name: str, *, issuer: str, audience: str) -> TokenMinter:

@@ -163,6 +163,10 @@ class DevelopmentMachine:
         state = self._state
         try:
             state.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # SECURITY: whoever owns the folder can swap what lies in it, whatever its mode.
+            if state.root.stat().st_uid != os.geteuid():
+                message = f"The state folder {state.root} belongs to somebody else; name another --state."
+                raise UsageError(message)
             # SECURITY: private keys and passwords lie below; nobody else looks in, however the folder came to be.
             state.root.chmod(0o700)
             self._running.lock = _take_lock(state)

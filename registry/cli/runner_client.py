@@ -15,9 +15,9 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from extrunner.runner.v1 import execution_pb2, limits_pb2, runner_service_pb2_grpc
-from registry.cli.credentials import is_loopback
 from registry.cli.invocation import Answer, ExtensionCall
 from registry.cli.output import ProblemError, UnavailableError, UsageError
+from registry.deployment import is_loopback
 from registry.domain.errors import ERROR_DOMAIN
 from registry.domain.ids import new_id
 
@@ -40,7 +40,7 @@ def execute(target: str, token: str, call: ExtensionCall) -> Answer:
         UsageError: the token would travel unprotected.
     """
     # SECURITY: plaintext gRPC is for this machine only.
-    if not is_loopback(target.rpartition(":")[0]):
+    if not is_loopback(target.rpartition(":")[0].strip("[]")):
         message = f"{target} is not on this machine; a token would travel unprotected."
         raise UsageError(message)
     request_id = new_id()

@@ -5,20 +5,21 @@ Private keys of the machine are in it: the folder is 0700, key files are 0600. N
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from registry.cli.output import UnavailableError, UsageError
+from registry.private_files import replace_private_file
 
 DEFAULT_STATE: Final = Path(".dev")
 USER_ISSUER: Final = "https://users.dev.invalid"
 SERVICE_ISSUER: Final = "https://services.dev.invalid"
-TRUST_DOMAIN: Final = "development"
-TRUST_ISSUER: Final = "https://oidc.dev.invalid"
 _MAX_JSON_BYTES: Final = 64 * 1024
 
 
@@ -112,10 +113,15 @@ class MachineState:
         if document is None:
             return None
         try:
-            return Addresses(**{name: str(document[name]) for name in ("gateway", "assets", "operations", "grpc")})
+            addresses = Addresses(**{name: str(document[name]) for name in ("gateway", "assets", "operations", "grpc")})
         except KeyError as exc:
             message = f"{self.machine} is incomplete; start the machine again."
             raise UnavailableError(message) from exc
+        # SECURITY: the folder may be anybody's (a repository that was cloned); a token must not go where it says.
+        if not all(map(_is_this_machine, (addresses.gateway, addresses.assets, addresses.operations, addresses.grpc))):
+            message = f"{self.machine} names another machine, so it is no development machine's; name the gateway by --gateway."
+            raise UsageError(message)
+        return addresses
 
     def database_url_file(self, role: str) -> Path:
         """File that holds the database URL of one role."""
@@ -125,6 +131,14 @@ class MachineState:
 def state_at(folder: Path) -> MachineState:
     """Return the state in `folder`, which need not exist."""
     return MachineState(Path(os.path.abspath(folder)))  # noqa: PTH100 - a link to the state folder stays a link
+
+
+def _is_this_machine(address: str) -> bool:
+    try:
+        host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
@@ -149,10 +163,4 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 def write_private_json(file: Path, document: Mapping[str, object]) -> None:
     """Write a small JSON object, whole or not at all, readable by its owner only."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    # SECURITY: the mode is given at creation, so that there is no moment at which others can read a password.
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        json.dump(document, stream, indent=2)
-        stream.write("\n")
-    partial.replace(file)
+    replace_private_file(file, f"{json.dumps(document, indent=2)}\n".encode())

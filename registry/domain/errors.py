@@ -157,3 +157,7 @@ class RefusalError(Exception):
     def row(self) -> CatalogRow:
         """The catalog's row of this reason."""
         return CATALOG[self.reason]
+
+    def again(self) -> RefusalError:
+        """Return an equal refusal. What is kept is never raised itself: one exception would collect the tracebacks of many callers."""
+        return RefusalError(self.reason, self.public_detail, metadata=self.metadata, retry_after_seconds=self.retry_after_seconds)

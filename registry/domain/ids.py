@@ -15,10 +15,13 @@ VersionId = NewType("VersionId", str)
 InstallId = NewType("InstallId", str)
 ExecutionId = NewType("ExecutionId", str)
 
-_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
-_EXTENSION_NAME = re.compile(r"[a-z0-9]+(\.[a-z0-9-]+)+\Z")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+EXTENSION_NAME_PATTERN = r"^[a-z0-9]+(\.[a-z0-9-]+)+$"
 MAX_EXTENSION_NAME_CHARACTERS = 128
+PUBLISHER_NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?$"
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+_EXTENSION_NAME = re.compile(EXTENSION_NAME_PATTERN)
+_PUBLISHER_NAME = re.compile(PUBLISHER_NAME_PATTERN)
 
 
 def new_id() -> str:
@@ -46,7 +49,12 @@ def is_tenant_id(text: str) -> bool:
 
 def is_extension_name(text: str) -> bool:
     """Tell whether `text` is a reverse-domain extension name (CONTRACT §5)."""
-    return len(text) <= MAX_EXTENSION_NAME_CHARACTERS and _EXTENSION_NAME.match(text) is not None
+    return len(text) <= MAX_EXTENSION_NAME_CHARACTERS and _EXTENSION_NAME.fullmatch(text) is not None
+
+
+def is_publisher_name(text: str) -> bool:
+    """Tell whether `text` can name a publisher: 1 to 64 of [a-z0-9.-], a letter or digit at both ends, and not an id."""
+    return _PUBLISHER_NAME.fullmatch(text) is not None and not is_uuid(text)
 
 
 def is_request_id(text: str) -> bool:

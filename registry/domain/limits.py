@@ -6,6 +6,9 @@ from dataclasses import dataclass, fields
 
 MIB = 1024 * 1024
 
+MAX_SIGNATURE_BYTES = 64 * 1024
+"""Of a bundle's signature, the JSON that the signing tool wrote: about 10 KiB."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionLimits:

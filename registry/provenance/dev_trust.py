@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from registry.domain.digests import ContentHash, from_hex, hex_of, is_content_hash
 from registry.domain.records import AllowedSigner
+from registry.private_files import replace_private_file
 from registry.provenance.dev_authority import CERTIFICATE_LIFETIME, ORGANIZATION, DevAuthority, key_id, make_root, spki
 from registry.provenance.dev_log import DevLog, locked
 from registry.provenance.domains import TrustConfigurationError
@@ -213,25 +213,14 @@ def _make(folder: Path) -> None:
     certificate = make_root(keys["ca"], (start, start + LIFETIME))
     for name, key in keys.items():
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        _write(folder / _key_file(name), pem)
-    _write(folder / _CERTIFICATE, certificate.public_bytes(Encoding.PEM))
-    _write(folder / _LEAVES, b"")
+        replace_private_file(folder / _key_file(name), pem)
+    replace_private_file(folder / _CERTIFICATE, certificate.public_bytes(Encoding.PEM))
+    replace_private_file(folder / _LEAVES, b"")
     document = make_trusted_root(certificate, certificate_log=keys["certificate-log"].public_key(), log=keys["log"].public_key())
     root = json.dumps(document, indent=1).encode() + b"\n"
-    _write(folder / TRUSTED_ROOT, root)
+    replace_private_file(folder / TRUSTED_ROOT, root)
     row = {"name": DOMAIN, "trusted_root": TRUSTED_ROOT, "trusted_root_sha256": hashlib.sha256(root).hexdigest(), "production": False}
-    _write(folder / TRUST_DOMAINS, json.dumps([row], indent=1).encode() + b"\n")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file (0600), whole or not at all, replacing what an interrupted attempt left."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_private_file(folder / TRUST_DOMAINS, json.dumps([row], indent=1).encode() + b"\n")
 
 
 def _key_file(name: str) -> str:

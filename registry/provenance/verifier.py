@@ -24,6 +24,7 @@ from sigstore_models.common.v1 import HashAlgorithm
 
 from registry.domain.digests import ContentHash, hex_of, is_content_hash
 from registry.domain.errors import Reason, RefusalError
+from registry.domain.limits import MAX_SIGNATURE_BYTES
 from registry.domain.records import AllowedSigner
 from registry.provenance.domains import TrustConfigurationError, TrustDomain, load_trust_domains
 from registry.provenance.policy import AllowedSignersPolicy, SignerNotAllowedError
@@ -38,8 +39,7 @@ __all__ = [
     "load_trust_domains",
 ]
 
-MAX_BUNDLE_BYTES: Final = 64 * 1024
-"""A sigstore bundle has about 10 KiB."""
+MAX_BUNDLE_BYTES: Final = MAX_SIGNATURE_BYTES
 
 
 class Stage(StrEnum):

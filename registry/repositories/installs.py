@@ -19,7 +19,6 @@ from registry.repositories.searchable import text_or_nothing, uuid_or_none
 
 ENABLED: Final = "enabled"
 DISABLED: Final = "disabled"
-UNINSTALLED: Final = "uninstalled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,11 +187,6 @@ class InstallRepository:
     async def find(self, install_id: str) -> InstallView | None:
         """Return one install."""
         row = await self._first(_GET, install_id=uuid_or_none(install_id))
-        return None if row is None else _view(row)
-
-    async def find_by_extension(self, extension_ref: str) -> InstallView | None:
-        """Return the tenant's install of an extension (name or id)."""
-        row = await self._first(_RESOLVE, ref=text_or_nothing(extension_ref), uuid=uuid_or_none(extension_ref))
         return None if row is None else _view(row)
 
     async def list_installs(self, *, limit: int, after: str | None) -> tuple[InstallView, ...]:

@@ -97,9 +97,5 @@ class AnswerCache(Generic[Key, Answer]):
 
 def _open(kept: _Kept[Answer]) -> Answer:
     if kept.refusal is not None:
-        # A new one each time: a raised exception collects tracebacks.
-        refusal = kept.refusal
-        raise RefusalError(
-            refusal.reason, refusal.public_detail, metadata=refusal.metadata, retry_after_seconds=refusal.retry_after_seconds
-        )
+        raise kept.refusal.again()
     return kept.answer  # type: ignore[return-value]

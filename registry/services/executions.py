@@ -17,7 +17,7 @@ from typing import Final
 
 from registry.database import Database
 from registry.domain.errors import Reason, RefusalError
-from registry.domain.ids import TenantId
+from registry.domain.ids import TenantId, is_uuid
 from registry.domain.limits import MIB
 from registry.domain.records import ExecutionRecord
 from registry.repositories.executions import ExecutionRepository
@@ -164,7 +164,8 @@ class ExecutionRecorder:
                         await asyncio.sleep(_FIRST_RETRY_SECONDS)
                         continue
                     self._rejected += 1
-                    _log.exception("execution %s cannot be recorded", record.execution_id)
+                    # SECURITY: no traceback: the driver's text may repeat the failing row. What the database refused is in its own line.
+                    _log.error("execution %s cannot be recorded: %s", record.execution_id, type(exc).__name__)
                 break
 
     def _forget(self, batch: Sequence[ExecutionRecord]) -> None:
@@ -225,6 +226,9 @@ def _log_size(record: ExecutionRecord) -> int:
 def _position(cursor: str) -> tuple[datetime, str]:
     moment, execution_id = decode_cursor(cursor, 2)
     try:
-        return datetime.fromisoformat(moment), execution_id
-    except ValueError as exc:
-        raise RefusalError(Reason.INVALID_REQUEST, "The cursor is not one that this service gave; begin again without it.") from exc
+        started_at = datetime.fromisoformat(moment) if is_uuid(execution_id) else None
+    except ValueError:
+        started_at = None
+    if started_at is None:
+        raise RefusalError(Reason.INVALID_REQUEST, "The cursor is not one that this service gave; begin again without it.")
+    return started_at, execution_id

@@ -117,15 +117,6 @@ class InstallService:
         async with self._database.tenant_session(tenant_id) as session:
             return _found(await InstallRepository(session, tenant_id).find(install_id))
 
-    async def get_by_extension(self, tenant_id: TenantId | str, extension_ref: str) -> InstallView:
-        """Return the tenant's install of an extension (name or id).
-
-        Raises:
-            RefusalError: EXTENSION_NOT_INSTALLED, REGISTRY_UNAVAILABLE.
-        """
-        async with self._database.tenant_session(tenant_id) as session:
-            return _found(await InstallRepository(session, tenant_id).find_by_extension(extension_ref))
-
     async def list(
         self, tenant_id: TenantId | str, *, limit: int = 50, cursor: str | None = None
     ) -> tuple[tuple[InstallView, ...], str | None]:

@@ -7,9 +7,11 @@ import json
 from typing import Final
 
 from registry.domain.errors import Reason, RefusalError
+from registry.repositories.searchable import text_or_nothing
 
 MAX_PAGE: Final = 100
-_MAX_CURSOR_CHARACTERS: Final = 2_048
+_MAX_CURSOR_CHARACTERS: Final = 8_192
+"""Room for the longest namespace and key of the storage, every character of them escaped as a surrogate pair."""
 
 
 def encode_cursor(*parts: str) -> str:
@@ -38,14 +40,7 @@ def _decoded(cursor: str) -> object:
 
 
 def _is_searchable(part: object) -> bool:
-    """Tell whether `part` is text that the database can be asked about: no NUL, no half surrogate pair."""
-    if not isinstance(part, str) or "\0" in part:
-        return False
-    try:
-        part.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return isinstance(part, str) and text_or_nothing(part) == part
 
 
 def checked_limit(limit: int) -> int:

@@ -7,12 +7,12 @@ from typing import Final
 
 from registry.database import Database
 from registry.domain.errors import Reason, RefusalError
+from registry.domain.ids import is_publisher_name
 from registry.domain.records import AllowedSigner
 from registry.repositories.audit import AuditRepository
 from registry.repositories.publishers import PublisherRepository, PublisherView
 from registry.services.pages import checked_limit, decode_cursor, encode_cursor
 
-_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?\Z")
 _TRUST_DOMAIN: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}\Z")
 _MAX_SIGNER_CHARACTERS: Final = 500
 _MAX_SIGNERS: Final = 32
@@ -28,14 +28,15 @@ class PublisherService:
         """Create a publisher without signers.
 
         Args:
-            name: 1 to 64 of a-z, 0-9, ".", "-"; begins and ends with a letter or digit.
+            name: see `registry.domain.ids.is_publisher_name`.
             actor: who asks, for the audit log.
 
         Raises:
             RefusalError: INVALID_REQUEST, ALREADY_EXISTS, REGISTRY_UNAVAILABLE.
         """
-        if _NAME.match(name) is None:
-            raise RefusalError(Reason.INVALID_REQUEST, 'The publisher name must be 1 to 64 of a-z, 0-9, "." and "-".')
+        if not is_publisher_name(name):
+            detail = 'The publisher name must be 1 to 64 of a-z, 0-9, "." and "-", with a letter or digit at both ends, and not an id.'
+            raise RefusalError(Reason.INVALID_REQUEST, detail)
         async with self._database.session() as session:
             publishers = PublisherRepository(session)
             if not await publishers.add(name, actor=actor):

@@ -13,7 +13,8 @@ import asyncio
 import hashlib
 import json
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +29,9 @@ from registry.database import Database
 from registry.domain.digests import ContentHash, from_hex
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import ExtensionId, VersionId
+from registry.domain.limits import MAX_SIGNATURE_BYTES
 from registry.domain.records import AllowedSigner, LoadableBundle
-from registry.provenance.verifier import MAX_BUNDLE_BYTES, BundleVerifier, VerifiedSignature
+from registry.provenance.verifier import BundleVerifier, VerifiedSignature
 from registry.repositories.audit import AuditRepository
 from registry.repositories.publishers import PublisherRepository
 from registry.repositories.versions import PUBLISHED, NewVersion, VersionRepository, VersionRow
@@ -72,6 +74,8 @@ class PublishingLimits:
     bundle: BundleLimits = DEFAULT_LIMITS
     concurrent: int = 4
     """Publishes at a time; each may hold an archive on disk. One more is refused."""
+    concurrent_per_actor: int = 2
+    """Of those, by one actor: who sends slowly must not keep everybody else from publishing."""
     receive_seconds: float = 600.0
     """From the first byte to the last."""
     warm_seconds: float = 180.0
@@ -132,7 +136,7 @@ class PublishingService:
         self._work_dir = work_dir
         self._warm = warm
         self._limits = limits or PublishingLimits()
-        self._running = 0
+        self._running: Counter[str] = Counter()
 
     async def publish(self, archive: AsyncIterator[bytes], signature: bytes, *, actor: str) -> PublishedVersion:
         """Publish an archive.
@@ -155,15 +159,17 @@ class PublishingService:
                 SIGNATURE_REJECTED (3); PUBLISHER_MISMATCH, VERSION_EXISTS, HASH_DENIED (4); BUNDLE_UNAVAILABLE (5); COMPILE_REJECTED (6);
                 OVERLOADED, REGISTRY_UNAVAILABLE. Nothing is visible then, and the same version can be published again.
         """
-        if self._running >= self._limits.concurrent:
+        if self._running.total() >= self._limits.concurrent or self._running[actor] >= self._limits.concurrent_per_actor:
             raise RefusalError(Reason.OVERLOADED, "Too many bundles are being published; try again.")
-        self._running += 1
+        self._running[actor] += 1
         try:
             # SECURITY: one file from here to the store, without a name: nobody can put another in its place (T31).
             with await asyncio.to_thread(self._open_upload) as upload:
                 return await self._publish(upload, archive, signature, actor)
         finally:
-            self._running -= 1
+            self._running[actor] -= 1
+            if not self._running[actor]:
+                del self._running[actor]
 
     def _open_upload(self) -> BinaryIO:
         self._work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -172,14 +178,15 @@ class PublishingService:
     async def _publish(self, upload: BinaryIO, archive: AsyncIterator[bytes], signature: bytes, actor: str) -> PublishedVersion:
         content_hash = await self._receive(archive, upload)
         contents = await asyncio.to_thread(self._read, upload, content_hash)
-        verified = await self._verify(contents, signature)
-        async with self._database.session() as session:
+        signers, verified = await self._verify(contents, signature)
+        async with self._database.session() as session:  # (4) The name.
             claimed = await VersionRepository(session).claim(_new_version(contents, verified))
         if claimed.state == PUBLISHED:
-            await self._store_objects(upload, contents, signature, verified)
+            # SECURITY: any signer of now: one of them must not put his signature in the place of another's, and take it along when he goes.
+            await self._store_objects(upload, contents, signature, signers)
             return _published(claimed, verified, await self._warm_up(content_hash), created=False)
         try:
-            await self._store_objects(upload, contents, signature, verified)
+            await self._store_objects(upload, contents, signature, [verified.signer])
             warmed = await self._warm_up(content_hash)
             row = await self._make_visible(claimed, verified, actor)
         except BaseException:
@@ -213,7 +220,7 @@ class PublishingService:
         upload.seek(0)
         return read_bundle(upload, DiscardSink(), expected=content_hash, limits=self._limits.bundle)
 
-    async def _verify(self, contents: BundleContents, signature: bytes) -> VerifiedSignature:
+    async def _verify(self, contents: BundleContents, signature: bytes) -> tuple[Sequence[AllowedSigner], VerifiedSignature]:
         # (3) Publisher and signature.
         async with self._database.session() as session:
             publisher = await PublisherRepository(session).find(contents.manifest.publisher)
@@ -223,11 +230,12 @@ class PublishingService:
                 "The publisher that the manifest names does not exist; correct manifest.json or ask the operator to create it.",
                 metadata={"publisher": contents.manifest.publisher},
             )
-        return await asyncio.to_thread(
+        verified = await asyncio.to_thread(
             self._verifier.verify, content_hash=contents.content_hash, bundle_json=signature, signers=publisher.signers
         )
+        return publisher.signers, verified
 
-    async def _store_objects(self, upload: BinaryIO, contents: BundleContents, signature: bytes, verified: VerifiedSignature) -> None:
+    async def _store_objects(self, upload: BinaryIO, contents: BundleContents, signature: bytes, keep: Sequence[AllowedSigner]) -> None:
         # (5) Objects.
         keys = object_keys(contents.content_hash)
         # The open file by its descriptor: it has no other name.
@@ -237,19 +245,18 @@ class PublishingService:
             if found is not None and found.size != contents.packed_bytes:
                 raise RefusalError(Reason.BUNDLE_CORRUPT, "The store holds other bytes under this hash; tell the operator.")
         if not await self._store.put_if_absent(keys.signature, signature, content_type=SIGNATURE_TYPE):
-            await self._renew_signature(keys.signature, signature, verified)
+            await self._renew_signature(contents.content_hash, signature, keep)
         await self._store.put_if_absent(keys.manifest, contents.manifest.canonical_json, content_type=MANIFEST_TYPE)
 
-    async def _renew_signature(self, key: str, signature: bytes, verified: VerifiedSignature) -> None:
-        """Keep the signature that is stored if it is a good one by the same signer; put the new one in its place otherwise.
+    async def _renew_signature(self, content_hash: ContentHash, signature: bytes, keep: Sequence[AllowedSigner]) -> None:
+        """Keep the signature that is stored if it is a good one by one of `keep`; put the new one in its place otherwise.
 
         An earlier attempt may have stored one of a signer who may not sign any more, or under a root that is gone.
         """
+        key = object_keys(content_hash).signature
         try:
-            stored = await self._store.read(key, MAX_BUNDLE_BYTES)
-            await asyncio.to_thread(
-                self._verifier.verify, content_hash=verified.content_hash, bundle_json=stored, signers=[verified.signer]
-            )
+            stored = await self._store.read(key, MAX_SIGNATURE_BYTES)
+            await asyncio.to_thread(self._verifier.verify, content_hash=content_hash, bundle_json=stored, signers=keep)
         except ObjectNotFoundError:
             pass
         except RefusalError as refusal:
@@ -315,7 +322,7 @@ class StoredSignatureCheck:
             RefusalError: SIGNATURE_REJECTED, BUNDLE_UNAVAILABLE (also where the signature is missing), BUNDLE_CORRUPT.
         """
         try:
-            stored = await self._store.read(object_keys(bundle.content_hash).signature, MAX_BUNDLE_BYTES)
+            stored = await self._store.read(object_keys(bundle.content_hash).signature, MAX_SIGNATURE_BYTES)
         except ObjectNotFoundError as exc:
             raise RefusalError(Reason.BUNDLE_UNAVAILABLE, "The signature of this version cannot be found; tell the operator.") from exc
         await asyncio.to_thread(self._verifier.verify, content_hash=bundle.content_hash, bundle_json=stored, signers=bundle.signers)

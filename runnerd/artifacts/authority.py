@@ -17,11 +17,11 @@ from typing import Protocol
 from registry.bundles.store import BundleStore, ObjectNotFoundError, object_keys
 from registry.domain.digests import ContentHash, is_content_hash
 from registry.domain.errors import Reason, RefusalError
+from registry.domain.limits import MAX_SIGNATURE_BYTES
 from registry.domain.records import AllowedSigner, LoadableBundle
 from runnerd.artifacts.flights import SingleFlight
 from runnerd.artifacts.observations import VERIFIED, LoaderMetrics
 
-MAX_SIGNATURE_BUNDLE_BYTES = 256 * 1024
 _MAX_REMEMBERED = 4096
 
 
@@ -133,7 +133,7 @@ class LoadAuthority:
     async def _verify(self, bundle: LoadableBundle) -> str:
         key = object_keys(bundle.content_hash).signature
         try:
-            signature = await self._store.read(key, MAX_SIGNATURE_BUNDLE_BYTES)
+            signature = await self._store.read(key, MAX_SIGNATURE_BYTES)
             proven = await asyncio.to_thread(
                 self._verifier.verify, content_hash=bundle.content_hash, bundle_json=signature, signers=bundle.signers
             )

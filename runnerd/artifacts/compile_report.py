@@ -1,16 +1,17 @@
 """What a compiler child says about its work: written by the child, read by the daemon, trusted by nobody.
 
-Standard library only, so that the child can import it before it is confined.
+It imports next to nothing, so that the child can import it before it is confined.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
+
+from registry.bundles.text import is_unshowable
 
 MAX_REPORT_BYTES = 16 * 1024
 MAX_MESSAGE_CHARACTERS = 500
@@ -20,7 +21,6 @@ EXIT_REJECTED = 3
 EXIT_FAILED = 4
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _MAX_NUMBER = 1 << 40
 
 
@@ -81,7 +81,7 @@ def read_report(data: bytes) -> CompileReport:
 def printable(text: str) -> str:
     """Return foreign text as one line that shows what it holds: without control and direction characters, cut."""
     shown = "".join(" " if character in "\n\t" else character for character in text[: 4 * MAX_MESSAGE_CHARACTERS])
-    shown = "".join(character for character in shown if unicodedata.category(character) not in _HIDDEN)
+    shown = "".join(character for character in shown if not is_unshowable(character))
     return " ".join(shown.split())[:MAX_MESSAGE_CHARACTERS]
 
 

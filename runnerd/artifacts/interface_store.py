@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from registry.domain.digests import ContentHash, from_hex, hex_of
+from registry.private_files import replace_private_file
 from runnerd.artifacts.records import MAX_INTERFACE_RECORD_BYTES
 from runnerd.artifacts.regular_files import open_regular
 from runnerd.artifacts.sealed import digest_of, read_all
@@ -152,14 +153,7 @@ class InterfaceStore:
     def _write_index(self, content_hash: ContentHash, index: bytes) -> None:
         path = self._index_path(content_hash)
         _make_folder(path.parent)
-        draft = path.with_name(f".{secrets.token_hex(8)}")
-        try:
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(index)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        replace_private_file(path, index)
 
     def _make_room(self, keep: ContentHash) -> frozenset[ContentHash]:
         """Remove the interfaces not used for longest until the files fit, then the files that no index names any more."""

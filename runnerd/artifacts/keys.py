@@ -6,9 +6,9 @@ child never see it (T1, T16). Whoever has it can make native code that this inst
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from registry.private_files import create_private_file
 from runnerd.artifacts.regular_files import open_regular
 
 MAX_PUBLIC_KEYS = 2
@@ -111,20 +112,9 @@ def _create_key_file(path: Path) -> None:
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    # Written whole under another name, then linked: a second process that starts now sees no file or a complete one.
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            return
-    finally:
-        draft.unlink(missing_ok=True)
+    # A second process that starts now may have been faster; its key is the one that both read then.
+    with contextlib.suppress(FileExistsError):
+        create_private_file(path, pem)
 
 
 def _read_private_file(path: Path) -> bytes:

@@ -100,7 +100,7 @@ class Catalogue:
             async with self._slots:
                 answer = self._fresh(key) or await self._ask(key)
         if answer.refusal is not None:
-            raise RefusalError(answer.refusal.reason, answer.refusal.public_detail)
+            raise answer.refusal.again()
         if answer.interface is None:
             raise _not_served()
         return answer.interface

@@ -130,7 +130,7 @@ class Lookup:
             return served.index
         refused = self._refused.get(key)
         if refused is not None and now < refused.until:
-            raise _again(refused.refusal)
+            raise refused.refusal.again()
         task = self._asking.get(key)
         if task is None:
             # A version that was served before renews its answer freely: there are few of those, and a flood must not starve them.
@@ -214,11 +214,6 @@ def _refusal(frame: Frame) -> RefusalError:
     reason = frame["reason"]
     known = Reason(reason) if reason in Reason.__members__ else Reason.INTERNAL
     return RefusalError(known, str(frame.get("detail", "The file cannot be served.")))
-
-
-def _again(refusal: RefusalError) -> RefusalError:
-    """Return an equal refusal: one exception object must not collect the tracebacks of many requests."""
-    return RefusalError(refusal.reason, refusal.public_detail)
 
 
 def _overloaded() -> RefusalError:

@@ -6,25 +6,17 @@ reach what its frame rule does not cover. A path that is not in normal form is r
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes
 
 from registry.domain.digests import is_content_hash
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import is_extension_name, is_uuid
+from registry.domain.paths import PathError, check_normal_form, segments_of
 
 PREFIX = b"/ext-ui/"
 MAX_RAW_PATH_BYTES = 2_048
 """Longest path of a bundle is 255 bytes; every byte may be percent-encoded, and the prefix takes about 200."""
 MAX_SEGMENTS = 34
-
-_SEGMENT = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*\Z")
-"""RFC 3986 `pchar`: what else arrives is not a path."""
-_ENCODED = re.compile(rb"%([0-9A-Fa-f]{2})")
-_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
-_NEVER_ENCODED = _UNRESERVED | frozenset(b"/\\") | frozenset(range(0x20)) | {0x7F}
-"""Encoded dots, letters, separators and control bytes serve only to be read differently by somebody else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,25 +59,15 @@ def _plain(segment: bytes) -> str:
 
 
 def _file_path(raw: bytes) -> str:
-    segments = raw.split(b"/")
+    # Latin-1 keeps each byte a character; those that are not ASCII are no part of a path.
+    path = "/" + raw.decode("latin-1")
+    try:
+        check_normal_form(path)
+    except PathError as error:
+        raise RefusalError(Reason.INVALID_REQUEST, f"Send the path in normal form: {error}.") from error
+    segments = segments_of(path)
     if len(segments) > MAX_SEGMENTS:
         raise RefusalError(Reason.INVALID_REQUEST, f"The path must have at most {MAX_SEGMENTS} segments.")
-    last = len(segments) - 1
-    return "/".join(_decoded(segment, may_be_empty=number == last) for number, segment in enumerate(segments))
-
-
-def _decoded(segment: bytes, *, may_be_empty: bool) -> str:
-    # SECURITY: nothing here is repaired. Each rule refuses a spelling that a proxy or a browser may read as another path.
-    if not segment and not may_be_empty:
-        raise RefusalError(Reason.INVALID_REQUEST, "The path must not contain an empty segment.")
-    if segment.startswith(b"."):
+    if any(segment.startswith(".") for segment in segments):
         raise RefusalError(Reason.INVALID_REQUEST, "No segment of the path may begin with a dot.")
-    if not _SEGMENT.match(segment):
-        raise RefusalError(Reason.INVALID_REQUEST, "The path contains a character that must be percent-encoded.")
-    if any(int(digits, 16) in _NEVER_ENCODED for digits in _ENCODED.findall(segment)):
-        detail = "The path percent-encodes a character that must not be: letters, digits, dots, separators and control characters."
-        raise RefusalError(Reason.INVALID_REQUEST, detail)
-    try:
-        return unquote_to_bytes(segment).decode()
-    except UnicodeDecodeError as exc:
-        raise RefusalError(Reason.INVALID_REQUEST, "The percent-decoded path must be UTF-8.") from exc
+    return "/".join(segments)

@@ -320,5 +320,3 @@ BY_NAME: Mapping[tuple[str, str], HostFunction] = MappingProxyType(
 )
 INTERFACES: frozenset[str] = frozenset(function.interface for function in FUNCTIONS) | {"alga:extension/types"}
 """Every interface of the worlds, without version. `types` has no functions."""
-HOST_PACKAGE_VERSION = "0.1.0"
-"""Version of `extrunner:host`; `alga:extension` has none."""

@@ -85,6 +85,10 @@ class UnusableWorkerError(Exception):
     """A new worker said something in its Hello that this daemon cannot work with, or nothing in time."""
 
 
+class NotHardenedError(UnusableWorkerError):
+    """A new worker lacks a mandatory step of hardening."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallReport:
     """How one call ended, for the executor."""
@@ -158,7 +162,8 @@ class WorkerConnection:
         """Wait for its Hello and check it.
 
         Raises:
-            UnusableWorkerError: it is of another build or engine, lacks a mandatory hardening step, or does not answer.
+            NotHardenedError: it lacks a mandatory hardening step.
+            UnusableWorkerError: it is of another build or engine, or does not answer.
         """
         try:
             async with asyncio.timeout(self._settings.hello_seconds):
@@ -167,28 +172,31 @@ class WorkerConnection:
             self.end("start_failed")
             message = "a worker ended before its Hello" if isinstance(error, WorkerDiedError) else "a worker did not say Hello in time"
             raise UnusableWorkerError(message) from error
-        problem = self._problem_of(hello, mandatory_hardening)
-        if problem:
+        try:
+            self._check(hello, mandatory_hardening)
+        except UnusableWorkerError:
             self.end("start_failed")
-            raise UnusableWorkerError(problem)
+            raise
         self.hardening = dict.fromkeys(hello.hardening_applied, True) | dict.fromkeys(hello.hardening_missing, False)
         self.slots = hello.slots
 
-    def _problem_of(self, hello: worker_pb2.Hello, mandatory_hardening: frozenset[str]) -> str:
+    def _check(self, hello: worker_pb2.Hello, mandatory_hardening: frozenset[str]) -> None:
         settings = self._settings
         if hello.protocol_version != PROTOCOL_VERSION or hello.build != settings.build:
-            return (
-                f"a worker of build {hello.build[:40]!r} and protocol {hello.protocol_version} under a daemon of build {settings.build!r}"
-            )
+            theirs = f"build {hello.build[:40]!r} and protocol {hello.protocol_version}"
+            message = f"a worker of {theirs} under a daemon of build {settings.build!r}"
+            raise UnusableWorkerError(message)
         if hello.engine_fingerprint != settings.engine_fingerprint:
-            return "a worker whose engine has another fingerprint than the daemon's artifacts"
+            message = "a worker whose engine has another fingerprint than the daemon's artifacts"
+            raise UnusableWorkerError(message)
         if not 1 <= hello.slots <= MAX_SLOTS:
-            return f"a worker with {hello.slots} slots"
+            message = f"a worker with {hello.slots} slots"
+            raise UnusableWorkerError(message)
         missing = mandatory_hardening - set(hello.hardening_applied)
         if missing:
             reasons = "; ".join(f"{step}: {hello.hardening_missing.get(step, 'not reported')[:200]}" for step in sorted(missing))
-            return f"mandatory hardening is not in force: {reasons}"
-        return ""
+            message = f"mandatory hardening is not in force: {reasons}"
+            raise NotHardenedError(message)
 
     async def run(self, invocation: Invocation) -> CallReport:
         """Run one call to its end. The caller has reserved a slot.

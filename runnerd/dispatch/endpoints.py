@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from registry.domain.errors import Reason, RefusalError
+from registry.domain.paths import segments_of
 from registry.domain.records import Endpoint
-from runnerd.dispatch.paths import segments_of
 
 UNDECLARED = "(undeclared)"
 """What the execution log says where no endpoint matched."""
-ENFORCE = "enforce"
 
 
 @dataclass(frozen=True, slots=True)

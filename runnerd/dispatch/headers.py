@@ -9,27 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-MAX_HEADERS = 64
-MAX_HEADER_BYTES = 16 * 1024
-"""Names and values together."""
+from registry.domain.headers import HOP_BY_HOP, MAX_HEADER_BYTES, MAX_HEADERS
+
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,256}\Z")
 _VALUE = re.compile(r"[\t\x20-\x7e\xa0-\U0010ffff]*\Z")
-HOP_BY_HOP = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
 _OURS = "x-alga-"
 _GENERATED = frozenset({"x-alga-tenant", "x-alga-extension"})
 """Made by the gateway from what it knows; the executor compares them with the request."""
+_NEVER_TO_GUEST = HOP_BY_HOP | {"authorization", "cookie", "host", "content-length", "forwarded", "x-extrunner-subject-token"}
+_NEVER_TO_GUEST_PREFIXES = ("proxy-", "x-forwarded-")
 _NEVER_FROM_GUEST = HOP_BY_HOP | {"set-cookie", "set-cookie2"}
 
 
@@ -69,10 +57,11 @@ def check_request_header(name: str, value: str) -> None:
     """Check one header that a caller sends to the guest.
 
     Raises:
-        HeaderError: grammar, a hop-by-hop field, or a name that is ours to generate.
+        HeaderError: grammar, a hop-by-hop field, a credential, what proxies say, or a name that is ours to generate.
     """
     check_header(name, value)
-    if name in HOP_BY_HOP or (name.startswith(_OURS) and name not in _GENERATED):
+    # SECURITY: a credential of whoever calls must not reach foreign code because an internal service passed its headers on.
+    if name in _NEVER_TO_GUEST or name.startswith(_NEVER_TO_GUEST_PREFIXES) or (name.startswith(_OURS) and name not in _GENERATED):
         message = f"{name!r} is not passed to extensions; leave it out"
         raise HeaderError(message)
 

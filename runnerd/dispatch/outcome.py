@@ -3,71 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
+from runnerd.engine.outcomes import Completed, GuestError, LimitExceeded, LimitKind, TrapKind, Trapped
 
-class TrapKind(StrEnum):
-    """Why a guest trapped; the lower-case names of extrunner.runner.v1.TrapKind."""
-
-    UNREACHABLE = "unreachable"
-    STACK_OVERFLOW = "stack_overflow"
-    OUT_OF_BOUNDS = "out_of_bounds"
-    ARITHMETIC = "arithmetic"
-    BAD_INDIRECT_CALL = "bad_indirect_call"
-    EXIT = "exit"
-    ABI = "abi"
-    UNKNOWN_IMPORT = "unknown_import"
-    INSTANTIATION = "instantiation"
-    OTHER = "other"
-
-
-class LimitKind(StrEnum):
-    """Which limit ended an execution; the lower-case names of extrunner.runner.v1.LimitKind."""
-
-    WALL_TIME = "wall_time"
-    CPU_TIME = "cpu_time"
-    FUEL = "fuel"
-    MEMORY = "memory"
-    RESPONSE_SIZE = "response_size"
-    HOST_CALLS = "host_calls"
-    HEADERS = "headers"
-    TABLES = "tables"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
-    """The guest answered."""
-
-    status: int
-    headers: tuple[tuple[str, str], ...]
-    body: bytes | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trapped:
-    """The guest trapped."""
-
-    kind: TrapKind
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitExceeded:
-    """A limit ended it. `used` and `allowed` are in the limit's unit (milliseconds, fuel, bytes, number)."""
-
-    limit: LimitKind
-    used: int
-    allowed: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestError:
-    """The guest answered something that is not an HTTP response."""
-
-    message: str
-
+__all__ = [
+    "OUTCOME_NAMES",
+    "Completed",
+    "GuestError",
+    "LimitExceeded",
+    "LimitKind",
+    "Outcome",
+    "TrapKind",
+    "Trapped",
+    "Usage",
+    "reason_of",
+]
 
 Outcome = Completed | Trapped | LimitExceeded | GuestError
+"""Those of the engine but its internal error, which is none of the guest's."""
 
 OUTCOME_NAMES: dict[type[Outcome], str] = {
     Completed: "completed",

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from extrunner.worker.v1 import worker_pb2
+from registry.domain.headers import MAX_HEADER_BYTES, MAX_HEADERS
 from registry.domain.limits import ExecutionLimits
 from runnerd.dispatch.calls import FinishedCall, ViolationError
 from runnerd.dispatch.headers import (
-    MAX_HEADER_BYTES,
-    MAX_HEADERS,
     HeaderError,
     check_header,
     check_header_sizes,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from runnerd.engine.limits import MAX_HEADER_BYTES, MAX_HEADERS
+from registry.domain.headers import HOP_BY_HOP, MAX_HEADER_BYTES, MAX_HEADERS
 from runnerd.engine.outcomes import Completed, GuestError, LimitExceeded, LimitKind
 
 MIN_STATUS, MAX_STATUS = 200, 599
@@ -16,23 +16,8 @@ WITHOUT_BODY = frozenset({204, 304})
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*\Z")
 """RFC 9110 §5.5: visible characters, blanks and tabs; no control characters."""
-DROPPED = frozenset(
-    {
-        "set-cookie",
-        "set-cookie2",
-        # Hop-by-hop (RFC 9110 §7.6.1) and what the server in front computes itself.
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "content-length",
-    }
-)
+DROPPED = HOP_BY_HOP | {"set-cookie", "set-cookie2", "content-length"}
+"""The length is computed by the server in front."""
 DROPPED_PREFIX = "x-alga-"
 
 

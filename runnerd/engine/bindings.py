@@ -32,7 +32,6 @@ from runnerd.engine.profile import (
 Value = ffi.wasmtime_component_val_t
 """One component value: `kind` at offset 0, content at offset 8."""
 ValueList = ffi.wasmtime_component_vallist_t
-ValueRecord = ffi.wasmtime_component_valrecord_t
 RecordEntry = ffi.wasmtime_component_valrecord_entry_t
 Name = ffi.wasm_name_t
 

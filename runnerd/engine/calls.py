@@ -122,7 +122,7 @@ class Call:
         cpu = self.cpu_seconds()
         if cpu >= self.limits.cpu_seconds:
             self.end(
-                LimitExceeded(limit=LimitKind.CPU_TIME, used=int(cpu * 1e6), allowed=int(self.limits.cpu_seconds * 1e6)),
+                LimitExceeded(limit=LimitKind.CPU_TIME, used=int(cpu * 1e3), allowed=round(self.limits.cpu_seconds * 1e3)),
             )
         # CPU time cannot pass faster than wall time, so neither limit can be reached before this.
         remaining = min(self.deadline - now, self.limits.cpu_seconds - cpu)
@@ -130,7 +130,8 @@ class Call:
 
     def wall_time_exceeded(self, now: float) -> LimitExceeded:
         """Return the outcome of a call whose wall time is used up."""
-        return LimitExceeded(limit=LimitKind.WALL_TIME, used=int((now - self.started) * 1e6), allowed=int(self.limits.wall_seconds * 1e6))
+        used, allowed = int((now - self.started) * 1e3), round(self.limits.wall_seconds * 1e3)
+        return LimitExceeded(limit=LimitKind.WALL_TIME, used=max(used, allowed), allowed=allowed)
 
     def remaining_seconds(self) -> float:
         """Wall time left.

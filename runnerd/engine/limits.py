@@ -14,8 +14,6 @@ from runnerd.engine.profile import MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_MEMORY_
 
 MAX_RESPONSE_BYTES = 2 * 1024 * 1024
 """What the ordinary call path carries (N4)."""
-MAX_HEADERS = 64
-MAX_HEADER_BYTES = 16 * 1024
 MAX_WALL_SECONDS = 30.0
 MAX_HOST_CALLS = 10_000
 MAX_LOG_LINES = 1_024

@@ -59,7 +59,7 @@ class Trapped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitExceeded:
-    """A limit ended the call. Both figures in the limit's unit: microseconds, fuel, bytes, calls, headers."""
+    """A limit ended the call. Both figures in the limit's unit: milliseconds, fuel, bytes, calls, headers."""
 
     limit: LimitKind
     used: int

@@ -16,10 +16,10 @@ from registry.domain.digests import ContentHash, is_content_hash
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import InstallId, TenantId, VersionId, is_extension_name, is_request_id, is_tenant_id, is_uuid
 from registry.domain.limits import LimitWishes
+from registry.domain.paths import PathError, check_normal_form
 from runnerd.capabilities.grants import GuestUser
 from runnerd.dispatch.headers import HeaderError, check_header_sizes, check_request_header
 from runnerd.dispatch.outcome import Completed, GuestError, LimitExceeded, LimitKind, TrapKind, Trapped, Usage
-from runnerd.dispatch.paths import PathError, check_normal_form
 from runnerd.dispatch.request import ExecutionRequest, ExecutionResult, GuestRequest, Pins, Trigger
 from runnerd.dispatch.runner_info import RunnerInfo
 from runnerd.rpc.prescan import ScannedExecute

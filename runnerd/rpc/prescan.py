@@ -13,11 +13,11 @@ from google.protobuf.message import DecodeError, Message
 
 from extrunner.runner.v1 import execution_pb2, runner_service_pb2
 from registry.domain.errors import Reason, RefusalError
+from registry.domain.headers import MAX_HEADERS
 from registry.domain.limits import OPERATOR_CEILING
 from runnerd.rpc.wire import MessageRule, WireError, WireLimits, WireProblem, build_rule, scan
 
 MAX_HEAD_BYTES = 128 * 1024
-MAX_HEADERS = 64
 MAX_USER_FIELDS = 32
 _PACKAGE = "extrunner.runner.v1"
 _HEADERS = f"{_PACKAGE}.HttpRequest.headers"

@@ -12,9 +12,10 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from extrunner.runner.v1 import runner_service_pb2
+from registry.deployment import is_loopback
 from registry.domain.limits import MIB
 from registry.tokens import ClaimNames, TokenVerifier
-from runnerd.config import host_of, is_loopback
+from runnerd.config import host_of
 from runnerd.rpc.health import Health
 from runnerd.rpc.interceptors.authentication import AuthenticationInterceptor
 from runnerd.rpc.interceptors.refusals import RefusalInterceptor

@@ -64,7 +64,8 @@ class RunnerServicer:
             request = converters.to_execution_request(prescan.execute_request(raw))
             # Until this RPC's task ends, so that what the interceptors log about it is found as well.
             correlate(request_id=request.request_id, tenant_id=request.tenant_id)
-            result = await self._executor.execute(caller_of_call.get(), request, deadline=deadline)
+            with self._budget.share(request.tenant_id, len(raw)):
+                result = await self._executor.execute(caller_of_call.get(), request, deadline=deadline)
             return converters.from_result(result)
 
     async def warm(self, raw: bytes, _context: Context) -> runner_service_pb2.WarmResponse:

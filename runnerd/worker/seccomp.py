@@ -110,7 +110,6 @@ ALWAYS: tuple[str, ...] = (
     # What runs most comes first: the program is searched in order.
     "futex",
     "recvmsg",
-    "sendmsg",
     "madvise",
     "mmap",
     "mprotect",
@@ -199,6 +198,7 @@ _FCNTL_COMMANDS = (1, 2, 3, 4, 1030, 1033, 1034)
 _PRCTL_OPTIONS = (15, 16, 0x53564D41)
 """PR_SET_NAME, PR_GET_NAME, PR_SET_VMA."""
 _FIONBIO, _FIOCLEX, _FIONCLEX = 0x5421, 0x5451, 0x5450
+_MSG_FASTOPEN = 0x20000000
 _ENOSYS = 38
 _EPERM = 1
 
@@ -240,7 +240,10 @@ def rules_for(*, own_pid: int, extra: Iterable[str] = (), may_open: bool = False
         "clone": (Condition(argument=0, all_bits=_CLONE_THREAD, no_bits=_CLONE_NAMESPACES),),
         "tgkill": (Condition(argument=0, one_of=(own_pid,)),),
         # SECURITY: an address would reach any UNIX or UDP socket.
-        "sendto": (Condition(argument=4, one_of=(0,)),),
+        "sendto": (Condition(argument=4, one_of=(0,)), Condition(argument=3, no_bits=_MSG_FASTOPEN)),
+        # SECURITY: its address lies in memory, where no filter sees it. Connected sockets refuse one; with this flag a TCP socket that was
+        # shut down connects to it, past the missing connect, past landlock, and out of the namespace the socket was made in.
+        "sendmsg": (Condition(argument=2, no_bits=_MSG_FASTOPEN),),
         "fcntl": (Condition(argument=1, one_of=_FCNTL_COMMANDS),),
         "prctl": (Condition(argument=0, one_of=_PRCTL_OPTIONS),),
         # Reading one's own limits.

@@ -105,7 +105,8 @@ def _verification(machine: DevelopmentMachine, sample: Sample, rounds: int) -> f
 
 def _cold(machine: DevelopmentMachine, sample: Sample, *, rounds: int) -> tuple[float, float]:
     """Milliseconds of `Warm` in a daemon just started over a warm artifact cache (verify + load), and of the next one."""
-    first, second = [], []
+    first: list[float] = []
+    second: list[float] = []
     token = mint_service_token(machine.state, tenants=["*"], scopes=["warm"], subject="bench")
     request = runner_service_pb2.WarmRequest(content_hash=sample.content_hash)
     for _ in range(rounds):

@@ -99,6 +99,7 @@ async def gateway_kit(
     execute_timeout_seconds: float = 10,
     body_seconds: float = 5,
     buffered_bytes: int = 8 * 1024 * 1024,
+    tenant_bytes: int | None = None,
     body_limit: int = BODY_LIMIT,
     admin: MountedFace | None = None,
 ) -> AsyncIterator[GatewayKit]:
@@ -115,6 +116,7 @@ async def gateway_kit(
             policy=ExtensionPolicy(
                 execute_timeout_seconds=execute_timeout_seconds,
                 buffered_bytes=buffered_bytes,
+                tenant_bytes=buffered_bytes if tenant_bytes is None else tenant_bytes,
                 own_origin=own_origin,
                 cors_origins=cors_origins,
             ),

@@ -20,6 +20,8 @@ from registry.services.publishers import PublisherService
 
 TENANT = TenantId("tenant-a")
 OTHER_TENANT = TenantId("tenant-b")
+UNKNOWN_ID = "0197a000-0000-7000-8000-0000000000ff"
+"""Names nothing. The same in every process: parallel test runs must collect the same parameters."""
 SIGNER = AllowedSigner(trust_domain="development", issuer="https://oidc.dev.invalid", identity="https://dev.invalid/people/alice")
 
 

@@ -1,7 +1,8 @@
 """What stands before every admin route: who calls, for which tenant, which page.
 
 Attacks this stops: a route without a check (the gate is around the whole application, so that not even its 404s can be listed by
-strangers, and no body of theirs is parsed); an administrator of one tenant reaching into another.
+strangers, and no body of theirs is parsed); an address spelt so that a proxy in front does not know it; an administrator of one tenant
+reaching into another.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.auth import Authenticator, Caller
 from gateway.problems import problem_response
-from registry.domain.errors import RefusalError
+from registry.domain.errors import Reason, RefusalError
+from registry.domain.paths import PathError, check_normal_form
 
 _SAFETY = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"), (b"vary", b"Authorization"))
 
@@ -35,6 +37,7 @@ class Gate:
         """Handle one request."""
         try:
             scope["caller"] = self._authenticator.authenticate(scope["headers"])
+            _check_spelling(scope)
         except RefusalError as refusal:
             scope["route_template"] = "/api/admin/v1"
             await problem_response(refusal, request_id=scope["request_id"])(scope, receive, send)
@@ -48,6 +51,20 @@ class Gate:
             await send(message)
 
         await self._app(scope, receive, send_safely)
+
+
+def _check_spelling(scope: Scope) -> None:
+    """Refuse every spelling of an address but the plain one.
+
+    Raises:
+        RefusalError: INVALID_REQUEST.
+    """
+    # SECURITY: routes match the decoded path, proxies and firewalls the raw one: "/%61pi/admin" must not pass where "/api/admin" does not.
+    raw_path = scope["raw_path"].decode("latin-1")
+    try:
+        check_normal_form(raw_path)
+    except PathError as error:
+        raise RefusalError(Reason.INVALID_REQUEST, f"Send the path in normal form: {error}.") from error
 
 
 def _caller(request: Request) -> Caller:

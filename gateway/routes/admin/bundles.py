@@ -24,10 +24,10 @@ from gateway.problems import documented
 from gateway.routes.admin.access import CallerOf
 from gateway.routes.admin.models import PublishedBundle
 from registry.domain.errors import Reason, RefusalError
+from registry.domain.limits import MAX_SIGNATURE_BYTES
 from registry.services.publishing import PublishedVersion
 
 MEDIA_TYPE: Final = "application/vnd.extrunner.signed-bundle"
-MAX_SIGNATURE_BYTES: Final = 64 * 1024
 
 _PROBLEMS = (
     Reason.UNAUTHENTICATED,

@@ -160,7 +160,8 @@ class NewInstall(_Request):
     """The latest one where absent."""
     granted: Capabilities | None = None
     """What it may do; absent means that nobody decided, which is refused where the extension asks for anything."""
-    config: Annotated[dict[str, str], Field(max_length=100)] = {}
+    config: Annotated[dict[str, str], Field(max_length=100)] | None = None
+    """Absent keeps what an earlier install of the extension left behind."""
     limits: LimitsModel = LimitsModel()
     endpoint_policy: Literal["advisory", "enforce"] = "advisory"
 

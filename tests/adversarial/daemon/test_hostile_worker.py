@@ -14,7 +14,7 @@ from registry.domain.errors import Reason, RefusalError
 from registry.domain.limits import MIB, LimitWishes
 from runnerd.capabilities.catalog import BY_NAME
 from runnerd.capabilities.values import arguments_to_wire
-from runnerd.dispatch.connection import UnusableWorkerError
+from runnerd.dispatch.connection import NotHardenedError, UnusableWorkerError
 from runnerd.dispatch.outcome import Completed, LimitExceeded, LimitKind
 from runnerd.worker.frames import HEADER, FrameKind, encode_frame
 from tests.fakes.dispatch_kit import OTHER_TENANT, POOL, TENANT, Kit, dispatching, eventually, make_request
@@ -323,27 +323,29 @@ async def test_flood_of_tiny_frames__memory_stays_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "error"),
     [
-        {"protocol_version": 99},
-        {"build": "another"},
-        {"engine_fingerprint": "0" * 64},
-        {"slots": 0},
-        {"slots": 100_000},
-        {"hardening_applied": ["no_new_privs"], "hardening_missing": {"seccomp": "EINVAL"}},
+        ({"protocol_version": 99}, UnusableWorkerError),
+        # What a worker says about itself is not what decides the daemon's exit status.
+        ({"build": "hardening"}, UnusableWorkerError),
+        ({"engine_fingerprint": "0" * 64}, UnusableWorkerError),
+        ({"slots": 0}, UnusableWorkerError),
+        ({"slots": 100_000}, UnusableWorkerError),
+        ({"hardening_applied": ["no_new_privs"], "hardening_missing": {"seccomp": "EINVAL"}}, NotHardenedError),
     ],
     ids=str,
 )
-async def test_unusable_hello__worker_is_not_used(changes: dict[str, Any]) -> None:
+async def test_unusable_hello__worker_is_not_used(changes: dict[str, Any], error: type[UnusableWorkerError]) -> None:
     async def script(worker: WorkerEnd) -> None:
         await worker.greet(**changes)
         await worker.next_frame()
 
     fork, made = scripted(script)
     settings = replace(POOL, mandatory_hardening=frozenset({"no_new_privs", "seccomp"}))
-    with pytest.raises(UnusableWorkerError):
+    with pytest.raises(UnusableWorkerError) as refused:
         async with dispatching(fork, pool=settings):
             pass
+    assert type(refused.value) is error
     assert made[0].killed
 
 

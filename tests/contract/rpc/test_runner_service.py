@@ -260,7 +260,8 @@ async def test_deadline_of_the_client__bounds_the_guest(face: FaceFactory) -> No
     async with face(slow) as served:
         await served.stub.Execute(request(), metadata=served.metadata(), timeout=2)
         start = next(iter(ends[0].starts.values()))
-        assert start.wall_time_us <= 2_000_000
+        # gRPC rounds a timeout up on its way; without one the guest would have five seconds.
+        assert start.wall_time_us <= 2_100_000
 
 
 async def test_drain__refuses_new_calls_and_lets_running_ones_end(face: FaceFactory) -> None:

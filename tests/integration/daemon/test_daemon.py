@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -276,6 +277,30 @@ async def test_whole_life__verify_compile_execute_record_drain(machine: Machine,
         rows = await ExecutionRepository(session, TENANT).list_executions(limit=200, before=None)
     assert {row.outcome for row in rows} == {"completed", "limit_exceeded"}
     assert {row.user_id for row in rows} == {"u-1", None}
+
+
+async def test_interface_file_altered_on_disk__is_refused_then_written_again(machine: Machine) -> None:
+    address = f"/ext-ui/com.example.hello/{machine.hashes['hello']}/index.html"
+    async with started(machine) as daemon:
+        served = await daemon.get(address, "assets_port")
+        assert "200 OK" in served
+        content = served.partition("\r\n\r\n")[2].encode()
+        digest = hashlib.sha256(content).hexdigest()
+        file = machine.folder / "cache" / "ui" / digest[:2] / digest
+        assert file.read_bytes() == content
+        file.chmod(0o600)
+        file.write_bytes(b"<script>steal()</script>".ljust(len(content)))
+
+        assert "502 " in (await daemon.get(address, "assets_port")).partition("\r\n")[0]
+        answer = ""
+        for _ in range(100):
+            answer = await daemon.get(address, "assets_port")
+            assert "steal" not in answer
+            if "200 OK" in answer:
+                break
+            await asyncio.sleep(0.05)
+        assert answer.partition("\r\n\r\n")[2].encode() == content
+        assert file.read_bytes() == content
 
 
 async def test_second_start__finds_the_artifact_of_the_first(machine: Machine) -> None:

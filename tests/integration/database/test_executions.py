@@ -13,14 +13,15 @@ import pytest
 from registry import migrations
 from registry.database import Database
 from registry.domain.errors import Reason, RefusalError
-from registry.domain.ids import ExecutionId, TenantId, new_id
+from registry.domain.ids import ExecutionId, TenantId
 from registry.domain.records import ExecutionRecord
 from registry.embedded_postgres import EmbeddedPostgres
 from registry.migrations.roles import ADMIN, OWNER, RUNNER, libpq_conninfo
 from registry.repositories.executions import ExecutionRepository
 from registry.services import executions
 from registry.services.executions import ExecutionQuery, ExecutionRecorder
-from tests.fakes.registry_rows import OTHER_TENANT, TENANT, execution, install, publish
+from registry.services.pages import encode_cursor
+from tests.fakes.registry_rows import OTHER_TENANT, TENANT, UNKNOWN_ID, execution, install, publish
 
 
 async def _record(runner: Database, *records: ExecutionRecord) -> None:
@@ -240,14 +241,16 @@ async def test_list__pages__newest_first_also_within_one_moment(admin_database: 
     assert seen == expected
 
 
-@pytest.mark.parametrize("execution_id", ["", "x", "\0", new_id()])
+@pytest.mark.parametrize("execution_id", ["", "x", "\0", UNKNOWN_ID])
 async def test_get__no_such_execution__is_not_found(admin_database: Database, execution_id: str) -> None:
     with pytest.raises(RefusalError) as caught:
         await ExecutionQuery(admin_database).get_execution(TENANT, execution_id)
     assert caught.value.reason is Reason.NOT_FOUND
 
 
-@pytest.mark.parametrize(("limit", "cursor"), [(0, None), (101, None), (1, "x"), (1, "WyJ4IiwieSJd")])
+@pytest.mark.parametrize(
+    ("limit", "cursor"), [(0, None), (101, None), (1, "x"), (1, "WyJ4IiwieSJd"), (1, encode_cursor("2026-01-01T00:00:00+00:00", "x"))]
+)
 async def test_list__malformed__is_refused(admin_database: Database, limit: int, cursor: str | None) -> None:
     with pytest.raises(RefusalError) as caught:
         await ExecutionQuery(admin_database).list_executions(TENANT, limit=limit, cursor=cursor)

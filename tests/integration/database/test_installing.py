@@ -8,7 +8,6 @@ import pytest
 
 from registry.database import Database
 from registry.domain.errors import Reason, RefusalError
-from registry.domain.ids import new_id
 from registry.domain.limits import OPERATOR_CEILING, LimitWishes
 from registry.domain.records import AllowedSigner, LoadableBundle
 from registry.migrations.roles import OWNER, libpq_conninfo
@@ -16,7 +15,7 @@ from registry.repositories.versions import VersionRepository
 from registry.services.installing import InstallService
 from registry.services.publishers import PublisherService
 from registry.services.revocations import RevocationService
-from tests.fakes.registry_rows import OTHER_TENANT, SIGNER, TENANT, ensure_publisher, install, new_version, publish
+from tests.fakes.registry_rows import OTHER_TENANT, SIGNER, TENANT, UNKNOWN_ID, ensure_publisher, install, new_version, publish
 
 
 async def _refused(attempt: Awaitable[object], reason: Reason) -> RefusalError:
@@ -48,7 +47,6 @@ async def test_install__subset_of_what_it_asks_for__is_stored_with_the_manifest_
     assert (view.config, view.limits, view.endpoint_policy) == ({"greeting": "héllo"}, LimitWishes(wall_time_ms=1), "enforce")
     assert (view.version_id, view.consented_digest, view.is_enabled) == (version.version_id, version.manifest_digest, True)
     assert await InstallService(admin_database).get(TENANT, view.install_id) == view
-    assert await InstallService(admin_database).get_by_extension(TENANT, view.extension_id) == view
     assert (TENANT, "install.create", "alice") in _audit(database_urls)
 
 
@@ -229,8 +227,6 @@ async def test_other_tenant__by_any_identifier__sees_and_changes_nothing(admin_d
     view = await install(admin_database)
     for attempt in (
         service.get(OTHER_TENANT, view.install_id),
-        service.get_by_extension(OTHER_TENANT, view.extension_id),
-        service.get_by_extension(OTHER_TENANT, view.extension_name),
         service.set_enabled(OTHER_TENANT, view.install_id, enabled=False, actor="b"),
         service.set_grants(OTHER_TENANT, view.install_id, granted=[], actor="b"),
         service.set_config(OTHER_TENANT, view.install_id, config={}, actor="b"),
@@ -242,7 +238,7 @@ async def test_other_tenant__by_any_identifier__sees_and_changes_nothing(admin_d
     assert await service.get(TENANT, view.install_id) == view
 
 
-@pytest.mark.parametrize("install_id", ["", "x", "\0", "A" * 9_999, new_id().upper(), new_id()])
+@pytest.mark.parametrize("install_id", ["", "x", "\0", "A" * 9_999, UNKNOWN_ID.upper(), UNKNOWN_ID])
 async def test_get__no_such_id__is_not_installed(admin_database: Database, install_id: str) -> None:
     await _refused(InstallService(admin_database).get(TENANT, install_id), Reason.EXTENSION_NOT_INSTALLED)
 

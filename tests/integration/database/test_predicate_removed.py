@@ -116,7 +116,6 @@ def _storage(method: str, attack: Callable[[StorageRepository, InstallId], Await
 CASES = [
     _installs("resolve", lambda repository, victim: repository.resolve(victim.install.extension_name), role=RUNNER),
     _installs("find", lambda repository, victim: repository.find(victim.install.install_id)),
-    _installs("find_by_extension", lambda repository, victim: repository.find_by_extension(victim.install.extension_id)),
     _installs("list_installs", lambda repository, _: repository.list_installs(limit=10, after=None)),
     _installs("add", lambda repository, victim: repository.add(_new_install(victim)), leaks=False),
     _installs("put_config", lambda repository, victim: repository.put_config(victim.install.install_id, {"evil": "evil"}), leaks=False),

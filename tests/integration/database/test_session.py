@@ -275,3 +275,22 @@ async def test_database_frozen__is_unavailable_within_the_deadline(tmp_path: Pat
         await database.aclose()
     finally:
         server.stop()
+
+
+async def test_a_refused_statement__is_told_to_the_operator_without_its_values(
+    database_urls: Mapping[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    database = await _database(database_urls[RUNNER])
+    try:
+        with pytest.raises(RefusalError) as caught:
+            async with database.session() as session:
+                await session.execute(text("select cast(:value as uuid)"), {"value": "tenant-secret"})
+        assert caught.value.reason is Reason.INTERNAL
+        with pytest.raises(RefusalError):
+            async with database.tenant_session("tenant-a") as session:
+                await session.execute(text("insert into ext_storage_usage (tenant_id, install_id) values ('tenant-b', gen_random_uuid())"))
+    finally:
+        await database.aclose()
+    said = [(record.message, getattr(record, "sqlstate", None)) for record in caplog.records if record.name == "registry.database"]
+    assert said == [("statement refused", "22P02"), ("statement refused", "42501")]
+    assert "tenant-secret" not in "".join(str(vars(record)) for record in caplog.records if record.name == "registry.database")

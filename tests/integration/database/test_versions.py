@@ -11,13 +11,13 @@ from sqlalchemy import text
 from registry.database import Database
 from registry.domain.digests import content_hash
 from registry.domain.errors import Reason, RefusalError
-from registry.domain.ids import VersionId, new_id
+from registry.domain.ids import VersionId
 from registry.domain.records import AllowedSigner
 from registry.repositories import versions
 from registry.repositories.versions import PENDING, PUBLISHED, NewVersion, VersionRepository, VersionRow
 from registry.services.publishers import PublisherService
 from registry.services.revocations import RevocationService
-from tests.fakes.registry_rows import SIGNER, ensure_publisher, new_version, publish
+from tests.fakes.registry_rows import SIGNER, UNKNOWN_ID, ensure_publisher, new_version, publish
 
 
 async def _claim(admin: Database, new: NewVersion) -> VersionRow:
@@ -196,7 +196,7 @@ async def test_latest__is_the_highest_release_that_is_not_yanked(admin_database:
         assert await VersionRepository(session).set_deprecated(rows["1.9.0"].version_id)
 
 
-@pytest.mark.parametrize("reference", ["", "com.acme.other", "\0", "\ud800", "0" * 5_000, new_id(), "%", "com.acme.note_"])
+@pytest.mark.parametrize("reference", ["", "com.acme.other", "\0", "\ud800", "0" * 5_000, UNKNOWN_ID, "%", "com.acme.note_"])
 async def test_lookup__odd_reference__finds_nothing(admin_database: Database, reference: str) -> None:
     await publish(admin_database)
     async with admin_database.session() as session:
@@ -234,7 +234,7 @@ async def test_claim__document_that_postgresql_cannot_hold__is_refused_and_leave
         assert (await session.execute(text("select count(*) from extension_registry"))).scalar_one() == 0
 
 
-@pytest.mark.parametrize("version_id", ["", "not-a-uuid", "\0", new_id()])
+@pytest.mark.parametrize("version_id", ["", "not-a-uuid", "\0", UNKNOWN_ID])
 async def test_mark_and_delete__unknown_id__change_nothing(admin_database: Database, version_id: str) -> None:
     await _refused(_mark(admin_database, VersionId(version_id)), Reason.VERSION_EXISTS)
     assert not await _delete(admin_database, VersionId(version_id))

@@ -303,6 +303,35 @@ async def test_one_publish_too_many_is_refused_and_the_next_one_is_not(registry:
     assert (await service.publish(pieces(archive), signature, actor="tester")).created
 
 
+async def test_a_slow_sender_leaves_room_for_others(registry: Registry) -> None:
+    release = asyncio.Event()
+
+    async def waiting() -> AsyncIterator[bytes]:
+        await release.wait()
+        yield b"x"
+
+    registry.limits = PublishingLimits(concurrent=3, concurrent_per_actor=2)
+    service = registry.service()
+    slow = [asyncio.create_task(service.publish(waiting(), b"{}", actor="mallory")) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert (await refusal_of(service.publish(waiting(), b"{}", actor="mallory"))).reason is Reason.OVERLOADED
+    archive = make_bundle()
+    assert (await service.publish(pieces(archive), registry.trust.sign(content_hash(archive), ALICE), actor="alice")).created
+    release.set()
+    for publish in slow:
+        assert (await refusal_of(publish)).reason is Reason.INVALID_BUNDLE
+    assert not service._running
+
+
+async def test_another_signer_of_the_publisher_cannot_replace_the_signature_of_what_is_published(registry: Registry) -> None:
+    archive = make_bundle()
+    await registry.publish(archive, signer=ALICE)
+    key = object_keys(content_hash(archive)).signature
+    by_alice = await registry.store.read(key, 65_536)
+    again = await registry.publish(archive, signer=BOB)
+    assert (again.created, await registry.store.read(key, 65_536)) == (False, by_alice)
+
+
 # --- failures at each step: nothing is visible, nothing is burnt ---
 
 

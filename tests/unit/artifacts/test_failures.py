@@ -56,3 +56,32 @@ def test_memory_is_bounded(clock: Clock) -> None:
     remembered.check(content_hash(b"0"))
     with pytest.raises(RefusalError):
         remembered.check(content_hash(b"1099"))
+
+
+def test_what_makes_the_compiler_fail_again_and_again__is_tried_ever_more_rarely(clock: Clock) -> None:
+    remembered = RecentFailures()
+    waits = []
+    for _ in range(9):
+        remembered.remember(A, RefusalError(Reason.INTERNAL, "The component could not be compiled."))
+        began = clock.now
+        while _is_remembered(remembered):
+            clock.now += 1.0
+        waits.append(clock.now - began)
+    assert waits == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, failures.LONGEST_SECONDS, failures.LONGEST_SECONDS, failures.LONGEST_SECONDS]
+
+
+def test_a_failure_long_after_another__is_forgotten_as_fast_as_the_first(clock: Clock) -> None:
+    remembered = RecentFailures()
+    for _ in range(2):
+        remembered.remember(A, RefusalError(Reason.INTERNAL, "No."))
+        clock.now += 5.0
+        remembered.check(A)
+        clock.now += 3_600.0
+
+
+def _is_remembered(remembered: RecentFailures) -> bool:
+    try:
+        remembered.check(A)
+    except RefusalError:
+        return True
+    return False

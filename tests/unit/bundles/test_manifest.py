@@ -17,7 +17,7 @@ from tests.fakes.archives import manifest, manifest_bytes
 
 FULL: dict[str, Any] = {
     "name": "com.alga.soft-one",
-    "publisher": "SoftwareOne Inc.",
+    "publisher": "softwareone",
     "version": "1.2.3-rc.1+build.7",
     "runtime": "wasm-js@1",
     "capabilities": ["http.fetch", "cap:storage.kv", "secrets.get"],
@@ -158,7 +158,9 @@ def test_a_version_is_semantic(version: str) -> None:
     assert place_of(version=version) == "version"
 
 
-@pytest.mark.parametrize("publisher", ["", " x", "x ", "a" * 65, "x\u202ey", "a/b", "018F0E2A-0000-7000-8000-000000000000"])
+@pytest.mark.parametrize(
+    "publisher", ["", " x", "x ", "Acme", "a b", "-a", "a.", "a" * 65, "x\u202ey", "a/b", "a\n", "018f0e2a-0000-7000-8000-000000000000"]
+)
 def test_a_publisher_is_a_plain_name(publisher: str) -> None:
     assert place_of(publisher=publisher) == "publisher"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import jwt
 import pytest
 
-from registry.cli.credentials import Credentials, check_destination, is_loopback, mint_service_token, mint_user_token
+from registry.cli.credentials import Credentials, check_destination, mint_service_token, mint_user_token
 from registry.cli.output import UsageError
 from registry.cli.state import SERVICE_ISSUER, USER_ISSUER, MachineState
 from registry.key_sets import generate_key_set
@@ -104,10 +104,3 @@ def test_check_destination__protected__passes(url: str) -> None:
 def test_check_destination__token_would_travel_unprotected__is_refused(url: str) -> None:
     with pytest.raises(UsageError):
         check_destination(url)
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"), [("127.0.0.1", True), ("127.9.9.9", True), ("[::1]", True), ("localhost", True), ("example.com", False)]
-)
-def test_is_loopback(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected

@@ -65,8 +65,17 @@ def test_environment__secrets_of_the_caller__are_not_passed_on(state: MachineSta
 def test_take_lock__held_by_another__is_refused_and_names_the_gateway(state: MachineState) -> None:
     first = _take_lock(state)
     try:
-        write_private_json(state.machine, {"gateway": "http://g", "assets": "http://a", "operations": "http://o", "grpc": "g:1", "pid": 1})
-        with pytest.raises(RefusalError, match="http://g") as refused:
+        write_private_json(
+            state.machine,
+            {
+                "gateway": "http://127.0.0.1:18080",
+                "assets": "http://127.0.0.1:2",
+                "operations": "http://127.0.0.1:3",
+                "grpc": "127.0.0.1:4",
+                "pid": 1,
+            },
+        )
+        with pytest.raises(RefusalError, match=r"http://127\.0\.0\.1:18080") as refused:
             _take_lock(state)
         assert refused.value.reason is Reason.ALREADY_EXISTS
     finally:
@@ -154,3 +163,36 @@ def test_write_private_json__is_private_and_whole(state: MachineState) -> None:
 def test_state_at__relative__is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert state_at(Path("x/../.dev")).root == tmp_path / ".dev"
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("gateway", "https://evil.example"),
+        ("gateway", "https://127.0.0.1.evil.example"),
+        ("gateway", "http://127.0.0.1@evil.example/"),
+        ("assets", "http://10.0.0.1:8081"),
+        ("grpc", "evil.example:50051"),
+        ("grpc", ""),
+    ],
+)
+def test_addresses__of_another_machine__are_not_believed(tmp_path: Path, name: str, address: str) -> None:
+    state = state_at(tmp_path)
+    said = {"gateway": "http://127.0.0.1:1", "assets": "http://127.0.0.1:2", "operations": "http://127.0.0.1:3", "grpc": "127.0.0.1:4"}
+    write_private_json(state.machine, said)
+    found = state.addresses()
+    assert found is not None
+    assert found.gateway == said["gateway"]
+    write_private_json(state.machine, said | {name: address})
+    with pytest.raises(UsageError, match="another machine"):
+        state.addresses()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_start__in_a_folder_of_somebody_else__is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "theirs"
+    root.mkdir()
+    os.chown(root, 65_534, 65_534)
+    with pytest.raises(UsageError, match="belongs to somebody else"):
+        DevelopmentMachine(state_at(root), say=lambda _line: None).start()
+    assert list(root.iterdir()) == []

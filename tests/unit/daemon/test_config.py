@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from registry.deployment import is_loopback
 from registry.domain.limits import MIB, OPERATOR_CEILING, OPERATOR_DEFAULTS
-from runnerd.config import SettingsError, host_of, is_embedded_database, is_loopback, load, port_of
+from runnerd.config import SettingsError, host_of, load, port_of
 from tests.fakes.daemon_settings import SECRET, smallest_environment
 
 EMBEDDED = "postgresql+psycopg://ext_runner:x@/extrunner?host=%2Ftmp%2Fextpg-abcd1234"
@@ -112,27 +113,8 @@ def test_embedded_database__is_refused_in_production(environment: dict[str, str]
         load()
 
 
-@pytest.mark.parametrize(
-    ("url", "embedded"),
-    [
-        (EMBEDDED, True),
-        ("postgresql+psycopg://u:p@%2Ftmp%2Fextpg-x/db", True),
-        ("postgresql+psycopg://u:p@/db?host=/run/postgresql,/tmp/extpg-x", True),
-        (SECRET, False),
-        ("postgresql+psycopg://u:p@/db?host=/run/postgresql", False),
-        ("postgresql+psycopg://u:p@extpg.example/db", False),
-    ],
-)
-def test_embedded_server__is_known_by_its_socket_folder(url: str, embedded: bool) -> None:
-    assert is_embedded_database(url) is embedded
-
-
 def test_address__is_taken_apart() -> None:
     assert (host_of("[::1]:80"), port_of("[::1]:80")) == ("::1", 80)
-    assert is_loopback("::1")
-    assert is_loopback("localhost")
-    assert not is_loopback("example.com")
-    assert not is_loopback("192.0.2.1")
 
 
 def test_settings__are_frozen_and_hide_the_password(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from registry.domain.errors import Reason, RefusalError
 from registry.services.pages import MAX_PAGE, checked_limit, decode_cursor, encode_cursor
+from registry.services.storage import DEFAULT_LIMITS
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=50), min_size=1, max_size=3))
@@ -29,7 +30,7 @@ def _raw(value: object) -> str:
         "====",
         "!!!!",
         *map(_raw, ("a", ["a", "b"], [1], [None], {"0": "a"}, ["\0"], ["\ud800"])),
-        "A" * 5_000,
+        "A" * 8_193,
         base64.urlsafe_b64encode(b"[" * 1_500).decode(),
         base64.urlsafe_b64encode(b"\xff\xfe").decode(),
     ],
@@ -47,3 +48,9 @@ def test_limit__bounds(limit: int, allowed: bool) -> None:
     else:
         with pytest.raises(RefusalError):
             checked_limit(limit)
+
+
+def test_cursor__of_the_longest_namespace_and_key__is_taken_back() -> None:
+    # Every character outside the basic plane becomes twelve in JSON; such keys must not hide the rest of a namespace.
+    parts = ("\N{GRINNING FACE}" * DEFAULT_LIMITS.namespace_characters, "\N{GRINNING FACE}" * DEFAULT_LIMITS.key_characters)
+    assert decode_cursor(encode_cursor(*parts), 2) == parts

@@ -7,6 +7,8 @@ import pytest
 
 from registry.domain import ids
 
+_UUID = "0197a000-0000-7000-8000-0000000000ff"
+
 
 def test_new_id__is_version_7_of_the_rfc_variant_and_holds_the_time() -> None:
     before = time.time_ns() // 1_000_000
@@ -44,10 +46,20 @@ def test_is_extension_name__accepts(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "notes", "Com.example", "com..example", ".com", "com.", "com.ex/ample", "com.example\n", "a." + "b" * 127, ids.new_id()],
+    ["", "notes", "Com.example", "com..example", ".com", "com.", "com.ex/ample", "com.example\n", "a." + "b" * 127, _UUID],
 )
 def test_is_extension_name__refuses(text: str) -> None:
     assert not ids.is_extension_name(text)
+
+
+@pytest.mark.parametrize("text", ["a", "7", "acme", "acme.example", "a--b", "x" * 64])
+def test_is_publisher_name__accepts(text: str) -> None:
+    assert ids.is_publisher_name(text)
+
+
+@pytest.mark.parametrize("text", ["", "Acme", "a b", "a_b", "-a", "a-", ".a", "a.", "é", "a/b", "a\n", "a\x00", "x" * 65, _UUID])
+def test_is_publisher_name__refuses(text: str) -> None:
+    assert not ids.is_publisher_name(text)
 
 
 @pytest.mark.parametrize(

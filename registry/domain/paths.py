@@ -1,7 +1,10 @@
-"""The normal form of a request path (T5).
+"""The normal form of a request path (T5): one spelling for each resource, the same for whoever reads it on the way.
 
 The attack it stops: `/admin//7`, `/x/../admin/7` or `/admin/%37` is a different string than `/admin/7`, so a check on the string lets it
-pass, while the guest's own router reads the same resource. A path that is not in normal form is refused, never rewritten.
+pass, while a proxy, a file server or the guest's own router reads the same resource. A path that is not in normal form is refused, never
+rewritten.
+
+    PathError               a path is not in normal form
 """
 
 from __future__ import annotations
@@ -11,17 +14,19 @@ from urllib.parse import unquote_to_bytes
 
 MAX_PATH_CHARACTERS = 4096
 _PCHARS = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*\Z")
+"""RFC 3986 `pchar` and slashes: what else arrives is not a path."""
 _ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _FORBIDDEN_ENCODED = _UNRESERVED | frozenset(b"/\\\x7f") | frozenset(range(0x20))
+"""Encoded letters, dots, separators and control bytes serve only to be read differently by somebody else."""
 
 
 class PathError(ValueError):
-    """A path is not in normal form; the text says what to change."""
+    """A path is not in normal form; the text says what to change, and continues a sentence."""
 
 
 def check_normal_form(path: str) -> None:
-    """Accept an absolute path in normal form; one slash at the end is left to the endpoint match.
+    """Accept an absolute path in normal form. One slash at the end is accepted: what it means is the reader's to decide.
 
     Raises:
         PathError: it is not one.
