@@ -28,6 +28,7 @@ from runnerd.dispatch.outcome import Outcome, Usage
 from runnerd.dispatch.start import Invocation, build_start
 from runnerd.dispatch.verdict import Measured, WorkerInternalError, judge, usage_of, wall_time_exceeded
 from runnerd.worker.frames import NO_CALL, PROTOCOL_VERSION, Frame, FrameError, FrameKind, parse_message
+from runnerd.worker.settings import EXIT_HARDENING
 
 _log = structlog.get_logger(__name__)
 MAX_SLOTS = 256
@@ -47,8 +48,8 @@ class WorkerProcess(Protocol):
     def kill(self) -> None:
         """End it with SIGKILL; nothing where it has ended."""
 
-    async def wait_exit(self) -> object:
-        """Return when it has ended and was reaped."""
+    async def wait_exit(self) -> int:
+        """Return its exit status, negative for a signal, when it has ended and was reaped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +171,10 @@ class WorkerConnection:
                 hello = await asyncio.shield(self._hello)
         except (TimeoutError, WorkerDiedError) as error:
             self.end("start_failed")
+            if isinstance(error, WorkerDiedError) and await self._process.wait_exit() == EXIT_HARDENING:
+                # It says why on the daemon's own standard error; it has no channel yet that would carry more.
+                message = "a worker ended itself because a mandatory hardening step is not in force"
+                raise NotHardenedError(message) from error
             message = "a worker ended before its Hello" if isinstance(error, WorkerDiedError) else "a worker did not say Hello in time"
             raise UnusableWorkerError(message) from error
         try:

@@ -18,11 +18,9 @@ from runnerd.worker import hardening
 from runnerd.worker.frames import PROTOCOL_VERSION, FrameReader, FrameWriter
 from runnerd.worker.hardening import HardeningError, HardeningReport
 from runnerd.worker.loop import Worker
-from runnerd.worker.settings import WorkerConfig
+from runnerd.worker.settings import EXIT_HARDENING, WorkerConfig
 from runnerd.worker.slots import STACK_BYTES
 
-EXIT_HARDENING = 70
-"""A mandatory step of hardening failed; standard error says which."""
 EXIT_FAILED = 72
 
 

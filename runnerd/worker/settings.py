@@ -10,6 +10,8 @@ from runnerd.worker.hardening import NOBODY
 
 MIB = 1024 * 1024
 MAX_SLOTS = 64
+EXIT_HARDENING = 70
+"""Exit status of a worker in which a mandatory step of hardening failed; its standard error says which."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

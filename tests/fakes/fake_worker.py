@@ -115,6 +115,9 @@ class FakeWorkerProcess:
         FakeWorkerProcess._pids += 1
         self.pid = FakeWorkerProcess._pids
         self.killed = False
+        self._killed_in_time = False
+        self.exit_status = 0
+        """Of a script that ends by itself."""
         self.error: BaseException | None = None
         self._task = asyncio.get_running_loop().create_task(self._run(script))
 
@@ -129,12 +132,14 @@ class FakeWorkerProcess:
             self.end.socket.close()
 
     def kill(self) -> None:
+        # As the kernel does it: whoever has ended already keeps the status it ended with.
         self.killed = True
+        self._killed_in_time = not self._task.done()
         self._task.cancel()
 
     async def wait_exit(self) -> int:
         await asyncio.wait({self._task})
-        return -9 if self.killed else 0
+        return -9 if self._killed_in_time else self.exit_status
 
 
 async def echo(worker: WorkerEnd) -> None:

@@ -17,6 +17,7 @@ from runnerd.capabilities.values import arguments_to_wire
 from runnerd.dispatch.connection import NotHardenedError, UnusableWorkerError
 from runnerd.dispatch.outcome import Completed, LimitExceeded, LimitKind
 from runnerd.worker.frames import HEADER, FrameKind, encode_frame
+from runnerd.worker.settings import EXIT_HARDENING
 from tests.fakes.dispatch_kit import OTHER_TENANT, POOL, TENANT, Kit, dispatching, eventually, make_request
 from tests.fakes.fake_worker import WorkerEnd, echo, scripted
 from tests.fakes.resident_memory import peak_growth
@@ -347,6 +348,20 @@ async def test_unusable_hello__worker_is_not_used(changes: dict[str, Any], error
             pass
     assert type(refused.value) is error
     assert made[0].killed
+
+
+@pytest.mark.parametrize(("status", "error"), [(EXIT_HARDENING, NotHardenedError), (1, UnusableWorkerError)])
+async def test_worker_that_ends_before_its_hello__says_by_its_status_whether_hardening_failed(
+    status: int, error: type[UnusableWorkerError]
+) -> None:
+    async def script(_worker: WorkerEnd) -> None:
+        made[0].exit_status = status
+
+    fork, made = scripted(script)
+    with pytest.raises(UnusableWorkerError) as refused:
+        async with dispatching(fork):
+            pass
+    assert type(refused.value) is error
 
 
 async def test_frame_before_hello__worker_is_not_used() -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from runnerd.dispatch.zygote import Zygote, ZygoteError
-from runnerd.worker.process import EXIT_HARDENING
-from runnerd.worker.settings import WorkerConfig
+from runnerd.worker.settings import EXIT_HARDENING, WorkerConfig
 from tests.fakes.worker_driver import WorkerDriver, status_of
 
 NO_STEP = """
@@ -118,7 +117,7 @@ async def test_daemon_killed__zygote_and_workers_die() -> None:
     daemon = """
 import asyncio
 from runnerd.dispatch.zygote import Zygote
-from runnerd.worker.settings import WorkerConfig
+from runnerd.worker.settings import EXIT_HARDENING, WorkerConfig
 async def main():
     zygote = await Zygote.start()
     worker = await zygote.fork_worker(WorkerConfig())
