@@ -160,7 +160,7 @@ class _Reading:
         """Folders seen, and whether something lies in them."""
         self._collisions: set[str] = set()
         self._last = b""
-        self._manifest: Manifest | None = None
+        self._manifest: bytes | None = None
 
     def run(self) -> BundleContents:
         while True:
@@ -176,12 +176,14 @@ class _Reading:
         self._check_end()
         if self._manifest is None:
             refuse(f"it has no {MANIFEST}")
-        check_contents(self._manifest, {file.path for file in self._files})
+        # Only now, after the frame's checksum: a damaged archive must not be blamed on its manifest.
+        manifest = parse_manifest(self._manifest)
+        check_contents(manifest, {file.path for file in self._files})
         return BundleContents(
             content_hash=self._source.content_hash,
             packed_bytes=self._source.count,
             unpacked_bytes=self._frame.content_size,
-            manifest=self._manifest,
+            manifest=manifest,
             files=tuple(self._files),
         )
 
@@ -238,7 +240,7 @@ class _Reading:
         if any(self._frame.read_exactly(entry.padding)):
             refuse("the padding after its content is not zero", name=entry.name)
         if entry.name == MANIFEST:
-            self._manifest = parse_manifest(b"".join(kept))
+            self._manifest = b"".join(kept)
         file = BundleFile(path=entry.name, size=entry.size, sha256=digest.hexdigest())
         self._sink.end(file)
         self._files.append(file)

@@ -628,3 +628,12 @@ def test_a_sink_that_fails_stops_the_reading() -> None:
 
     with pytest.raises(OSError, match="no space"):
         read_bundle(io.BytesIO(make_bundle()), Full())
+
+
+def test_damaged_archive__is_not_blamed_on_its_manifest() -> None:
+    members = good_members()
+    members[2] = file("manifest.json", b'{"name": "com.example.no')
+    whole = compress(archive(*members))
+    assert refusal_of(whole).reason is Reason.INVALID_MANIFEST
+    # The frame's last bytes are its checksum: with another one, nothing in the archive is what somebody wrote.
+    assert refusal_of(whole[:-1] + bytes([whole[-1] ^ 1])).reason is Reason.INVALID_BUNDLE
