@@ -43,6 +43,12 @@ def _proto_is_no_package() -> Iterator[str]:
         yield "proto/__init__.py: would shadow the `proto` of proto-plus"
 
 
+def _left_over_files() -> Iterator[str]:
+    for path in _tracked("*"):
+        if path.suffix in {".orig", ".rej", ".bak"}:
+            yield f"{path.relative_to(_ROOT)}: left over by a tool"
+
+
 def _machine_paths() -> Iterator[str]:
     for path in _tracked("*"):
         if path.suffix in {".png", ".wasm"} or path == Path(__file__):
@@ -58,7 +64,7 @@ def _machine_paths() -> Iterator[str]:
 
 def main() -> int:
     """Run every rule."""
-    problems = [*_sql_outside_repositories(), *_proto_is_no_package(), *_machine_paths()]
+    problems = [*_sql_outside_repositories(), *_proto_is_no_package(), *_left_over_files(), *_machine_paths()]
     for problem in problems:
         print(problem, file=sys.stderr)
     return int(bool(problems))

@@ -107,6 +107,12 @@ class ChildProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
+    def has_logged(self, event: str) -> bool:
+        """Tell whether the service has logged an event since it was started."""
+        with suppress(OSError):
+            return f'"event": "{event}"'.encode() in self._log.read_bytes()
+        return False
+
     def tail(self) -> str:
         """Return the end of the log, fit for a terminal."""
         with suppress(OSError):

@@ -6,6 +6,8 @@ comes from `EXTCTL_TOKEN` or a file, is never printed but by `extctl token`, and
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +18,15 @@ from registry.cli.output import UsageError, warn
 from registry.cli.rendering import visible
 from registry.cli.state import SERVICE_ISSUER, USER_ISSUER, MachineState
 from registry.deployment import is_loopback
-from registry.tokens import GATEWAY_AUDIENCE, MAX_SERVICE_TOKEN_SECONDS, MAX_TOKEN_CHARACTERS, RUNNER_AUDIENCE, KeySetError, TokenMinter
+from registry.tokens import (
+    ANY_TENANT,
+    GATEWAY_AUDIENCE,
+    MAX_SERVICE_TOKEN_SECONDS,
+    MAX_TOKEN_CHARACTERS,
+    RUNNER_AUDIENCE,
+    KeySetError,
+    TokenMinter,
+)
 
 TOKEN_VARIABLE: Final = "EXTCTL_TOKEN"  # noqa: S105 - a name
 USER_TOKEN_SECONDS: Final = 3600
@@ -43,6 +53,7 @@ class Credentials:
         """
         given = self._given()
         if given is not None:
+            _check_tenant(given, tenant)
             return given
         minted = mint_user_token(self._state, tenant=tenant, roles=roles, subject=subject)
         warn(f"({LABEL}: {', '.join(roles)} for tenant {visible(tenant)})")
@@ -81,6 +92,18 @@ class Credentials:
             message = f"The token is not a JWT of at most {MAX_TOKEN_CHARACTERS} characters."
             raise UsageError(message)
         return token
+
+
+def _check_tenant(token: str, tenant: str) -> None:
+    """Refuse a token that plainly is another tenant's: the services take the tenant from the token, and would answer for that one."""
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
+        of = claims.get("tenant")
+    except (IndexError, ValueError, AttributeError):
+        return  # The services say what is wrong with it.
+    if isinstance(of, str) and of not in {tenant, ANY_TENANT}:
+        message = f"The token is for tenant {visible(of)}, and --tenant says {visible(tenant)}."
+        raise UsageError(message)
 
 
 def mint_user_token(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -34,6 +35,10 @@ from registry.provenance.verifier import TrustConfigurationError
 HOST: Final = "127.0.0.1"
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 15.0
+_OTHER_PORTS: Final = range(20_000, 32_000)
+_PORT_PROBES: Final = 50
+_PORT_ATTEMPTS: Final = 5
+_PORT_TAKEN: Final = ("address already in use", "failed to bind")
 _DEFAULT_PORTS: Final = Ports(gateway=8080, assets=8081, operations=9464, grpc=50051)
 
 Say = Callable[[str], None]
@@ -146,10 +151,7 @@ class DevelopmentMachine:
         running = self._running
         if running.lock is not None:
             self._state.machine.unlink(missing_ok=True)
-        if running.gateway is not None:
-            running.gateway.stop(timeout_seconds=_STOP_SECONDS)
-            running.gateway = None
-        self.stop_runnerd()
+        self._stop_services()
         if running.database is not None:
             running.database.stop()
             running.database = None
@@ -178,15 +180,35 @@ class DevelopmentMachine:
         _make_keys(state)
         self._say("keys and trust domain of this machine are there (NON-PRODUCTION)")
         self._start_database()
-        ports = _choose_ports()
-        # At the same time: starting is mostly importing, and there are two of them.
-        self._running.runnerd = self._spawn("runnerd", runnerd_environment(state, ports, HOST))
-        self._running.gateway = self._spawn("ext-gateway", gateway_environment(state, ports, HOST))
-        self._wait_for_runnerd(ports)
-        self._wait_for_gateway(ports)
-        self._addresses = ports.addresses(HOST)
+        self._addresses = self._start_services().addresses(HOST)
         write_private_json(state.machine, asdict(self._addresses) | {"pid": os.getpid()})
         self._say(f"everything runs after {time.monotonic() - started:.1f} s")
+
+    def _start_services(self) -> Ports:
+        """Start the daemon and the gateway and return their ports; on others where somebody took one after it was found free."""
+        for attempt in range(_PORT_ATTEMPTS):
+            ports = _choose_ports(usual=attempt == 0)
+            # At the same time: starting is mostly importing, and there are two of them.
+            self._running.runnerd = runnerd = self._spawn("runnerd", runnerd_environment(self._state, ports, HOST))
+            self._running.gateway = gateway = self._spawn("ext-gateway", gateway_environment(self._state, ports, HOST))
+            try:
+                self._wait_for_runnerd(ports)
+                self._wait_for_gateway(ports)
+            except UnavailableError:
+                said = (runnerd.tail() + gateway.tail()).lower()
+                if attempt + 1 == _PORT_ATTEMPTS or not any(words in said for words in _PORT_TAKEN):
+                    raise
+                self._stop_services()
+            else:
+                return ports
+        message = f"No free port on {HOST}."
+        raise UnavailableError(message)
+
+    def _stop_services(self) -> None:
+        if self._running.gateway is not None:
+            self._running.gateway.stop(timeout_seconds=_STOP_SECONDS)
+            self._running.gateway = None
+        self.stop_runnerd()
 
     def _start_database(self) -> None:
         began = time.monotonic()
@@ -204,15 +226,15 @@ class DevelopmentMachine:
         self._say(f"PostgreSQL is ready, schema at {revision} ({time.monotonic() - began:.1f} s)")
 
     def _wait_for_runnerd(self, ports: Ports) -> None:
-        self._wait(self._running.runnerd, f"http://{HOST}:{ports.operations}/readyz")
+        self._wait(self._running.runnerd, "serving", f"http://{HOST}:{ports.operations}/readyz")
 
     def _wait_for_gateway(self, ports: Ports) -> None:
-        self._wait(self._running.gateway, f"http://{HOST}:{ports.gateway}/readyz")
+        self._wait(self._running.gateway, "listening", f"http://{HOST}:{ports.gateway}/readyz")
 
     def _spawn(self, program: str, environment: Mapping[str, str]) -> ChildProcess:
         return ChildProcess(program, [find_program(program)], environment=environment, log=self._state.logs / f"{program}.log")
 
-    def _wait(self, child: ChildProcess | None, url: str) -> None:
+    def _wait(self, child: ChildProcess | None, event: str, url: str) -> None:
         if child is None:
             message = "The machine is not started."
             raise UnavailableError(message)
@@ -220,7 +242,8 @@ class DevelopmentMachine:
         def is_ready() -> bool:
             # Whichever service is waited for: where the other has ended, the wait would be in vain.
             self.check()
-            return answers(url)
+            # Its own word first: on a port that two machines wanted, the other one's service would answer.
+            return child.has_logged(event) and answers(url)
 
         child.wait_until(is_ready, timeout_seconds=_START_SECONDS)
         self._say(f"{child.name} is ready at {url.removesuffix('/readyz')}")
@@ -268,12 +291,14 @@ def _take_lock(state: MachineState) -> int:
     return descriptor
 
 
-def _choose_ports() -> Ports:
-    """Return the usual ports where they are free, others where they are not."""
+def _choose_ports(*, usual: bool = True) -> Ports:
+    """Return the usual ports where they are free and wanted, others where they are not."""
     taken: set[int] = set()
 
-    def choose(usual: int) -> int:
-        for candidate in (usual, 0):
+    def choose(first: int) -> int:
+        # Not what the kernel would choose: it hands the same ports to outgoing connections while a service is started anew.
+        others = (secrets.choice(_OTHER_PORTS) for _ in range(_PORT_PROBES))
+        for candidate in (first, *others) if usual else others:
             with socket.socket() as probe, suppress(OSError):
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((HOST, candidate))
@@ -284,8 +309,13 @@ def _choose_ports() -> Ports:
         message = f"No free port on {HOST}."
         raise UnavailableError(message)
 
-    usual = _DEFAULT_PORTS
-    return Ports(gateway=choose(usual.gateway), assets=choose(usual.assets), operations=choose(usual.operations), grpc=choose(usual.grpc))
+    defaults = _DEFAULT_PORTS
+    return Ports(
+        gateway=choose(defaults.gateway),
+        assets=choose(defaults.assets),
+        operations=choose(defaults.operations),
+        grpc=choose(defaults.grpc),
+    )
 
 
 def _ports_of(addresses: Addresses) -> Ports:

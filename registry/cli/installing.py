@@ -22,14 +22,20 @@ def install(  # noqa: PLR0913 - options
     extension: Annotated[str, typer.Argument(metavar="EXTENSION", help="Name or id of the extension.")],
     *,
     tenant: TenantOption,
-    version: Annotated[str | None, typer.Option(help="Version; the latest if absent.")] = None,
+    version: Annotated[str | None, typer.Option(help="Version; the latest if absent, with --update the one installed.")] = None,
     grant: Annotated[
         list[str] | None, typer.Option(metavar="CAPABILITY", help="Grant a capability that the extension asks for; may be repeated.")
     ] = None,
     grant_nothing: Annotated[bool, typer.Option("--grant-nothing", help="Decide to grant nothing.")] = False,
     config: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A setting; may be repeated.")] = None,
-    endpoint_policy: Annotated[str, typer.Option("--endpoint-policy", help="advisory or enforce.")] = "advisory",
-    update: Annotated[bool, typer.Option("--update", help="Where it is installed: replace grants and settings by these.")] = False,
+    endpoint_policy: Annotated[
+        str | None,
+        typer.Option("--endpoint-policy", help="enforce: refuse paths that the manifest does not declare; advisory (usual): pass them on."),
+    ] = None,
+    update: Annotated[
+        bool,
+        typer.Option("--update", help="Where it is installed: replace version, grants, settings or policy by those named; the rest stays."),
+    ] = False,
     gateway: GatewayOption = None,
     token_file: TokenFileOption = None,
     state: StateOption = DEFAULT_STATE_FOLDER,
@@ -44,13 +50,14 @@ def install(  # noqa: PLR0913 - options
             "extension": extension,
             "version": version,
             "granted": [_capability(name) for name in grant or []] if grant or grant_nothing else None,
-            "config": settings_of(config or []),
+            "config": settings_of(config) if config else None,
             "endpoint_policy": endpoint_policy,
         }
         with connected(gateway, state, token_file, tenant=tenant, roles=_ROLES) as client, Progress(f"installing {extension}"):
             made = install_or_update(client, wanted, tenant=tenant, update=update)
         granted = ", ".join(made.get("granted") or []) or "nothing"
-        text = f"{visible(extension)} {visible(str(made.get('version')))} installed for {visible(tenant)}, granted {visible(granted)}"
+        is_now = f"{visible(extension)} {visible(str(made.get('version')))} is installed"
+        text = f"{is_now} for {visible(tenant)}, granted {visible(granted)}, endpoints {visible(str(made.get('endpoint_policy')))}"
         result(made, as_json=as_json, text=text)
 
 
@@ -105,26 +112,40 @@ def remove(  # noqa: PLR0913 - options
 
 
 def install_or_update(client: GatewayClient, wanted: dict[str, Any], *, tenant: str, update: bool) -> dict[str, Any]:
-    """Install, or where that is allowed and it is installed already, replace grants and settings.
+    """Install, or where that is allowed and it is installed already, replace what `wanted` names; what is None there stays.
 
     Raises:
         ProblemError: refused.
     """
     scope = {"tenant_id": tenant}
+    named = {name: value for name, value in wanted.items() if value is not None}
+    try:
+        return client.admin("POST", "/installs", params=scope, json=named)
+    except ProblemError as problem:
+        if problem.reason != "ALREADY_INSTALLED":
+            raise
+        if not update:
+            detail = "The extension is installed already; change it with --update."
+            raise problem.saying(detail) from problem
+    found = find_install(client, str(wanted["extension"]), tenant=tenant)
+    address = f"/installs/{path_segment(str(found['install_id']))}"
+    if any(name in named and named[name] != found.get(name) for name in ("version", "endpoint_policy")):
+        kept = {name: found.get(name) for name in ("version", "endpoint_policy", "granted")}
+        return _reinstall(client, address, scope, kept | named)
+    for name in ("granted", "config"):
+        if name in named:
+            found = client.admin("PATCH", address, params=scope, json={name: named[name]})
+    return found
+
+
+def _reinstall(client: GatewayClient, address: str, scope: dict[str, str], wanted: dict[str, Any]) -> dict[str, Any]:
+    """Let another version, or the same under another policy, take the place of an install. Its stored data and settings stay."""
+    client.admin("DELETE", address, params=scope)
     try:
         return client.admin("POST", "/installs", params=scope, json=wanted)
     except ProblemError as problem:
-        if problem.reason != "ALREADY_INSTALLED" or not update:
-            raise
-    found = find_install(client, str(wanted["extension"]), tenant=tenant)
-    address = f"/installs/{path_segment(str(found['install_id']))}"
-    if wanted["version"] not in {None, found["version"]}:
-        # Stored data and settings stay where an install goes and another version takes its place.
-        client.admin("DELETE", address, params=scope)
-        return client.admin("POST", "/installs", params=scope, json=wanted)
-    if wanted["granted"] is not None:
-        client.admin("PATCH", address, params=scope, json={"granted": wanted["granted"]})
-    return client.admin("PATCH", address, params=scope, json={"config": wanted["config"]})
+        detail = f"The old version was removed and {wanted['version']} was not installed; install one of them again. {problem.detail}"
+        raise problem.saying(detail) from problem
 
 
 def find_install(client: GatewayClient, extension: str, *, tenant: str) -> dict[str, Any]:

@@ -51,6 +51,9 @@ def executions(  # noqa: PLR0913 - options
         found = client.admin("GET", f"/executions/{path_segment(execution)}", params={"tenant_id": tenant})
         rows = [{"field": name, "value": value} for name, value in found.items() if name not in {"log", "denials"}]
         parts = [table(rows, ["field", "value"])]
-        parts += [f"denied  {visible(str(denial))}" for denial in found.get("denials") or []]
+        parts += [
+            f"denied  {visible(str(denial.get('capability')))}: {visible(str(denial.get('why')))}. {visible(str(denial.get('change')))}"
+            for denial in items_of({"items": found.get("denials")})
+        ]
         parts += [f"log     {visible(str(line))}" for line in found.get("log") or []]
         result(found, as_json=as_json, text="\n".join(parts))

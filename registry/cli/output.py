@@ -58,6 +58,12 @@ class ProblemError(Exception):
         self.request_id = request_id
         self.execution_id = execution_id
 
+    def saying(self, detail: str) -> ProblemError:
+        """Return the same problem with another sentence."""
+        return ProblemError(
+            reason=self.reason, detail=detail, status=self.status, request_id=self.request_id, execution_id=self.execution_id
+        )
+
     @property
     def exit_code(self) -> ExitCode:
         """UNAVAILABLE where the catalog says that trying again may help because a service is away, else REFUSED."""

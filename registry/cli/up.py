@@ -64,9 +64,9 @@ def where_to_look(state: MachineState, addresses: Addresses) -> str:
     """Return what to try next, as text."""
     folder = visible(str(state.root))
     return f"""
-  calls       {addresses.gateway}/api/ext/EXTENSION/PATH (bearer token: extctl token user)
-  admin       {addresses.gateway}/api/admin/v1/openapi.json (bearer token)
-  gRPC        {addresses.grpc}, extrunner.runner.v1.RunnerService (extctl token service)
+  calls       {addresses.gateway}/api/ext/EXTENSION/PATH (bearer token: extctl token user --tenant TENANT)
+  admin       {addresses.gateway}/api/admin/v1/openapi.json (bearer token: … --role ext:manage)
+  gRPC        {addresses.grpc}, extrunner.runner.v1.RunnerService (extctl token service --tenant TENANT --scope execute)
   interfaces  {addresses.assets}/ext-ui/EXTENSION/CONTENT_HASH/index.html
   metrics     {addresses.operations}/metrics, {addresses.gateway}/metrics
   logs        {folder}/logs

@@ -142,6 +142,58 @@ def test_choose_ports__taken_ones__are_replaced_and_all_differ() -> None:
     assert _ports_of(ports.addresses(HOST)) == ports
 
 
+class FakeChild:
+    def __init__(self, said: str) -> None:
+        self.said = said
+        self.stopped = False
+
+    def tail(self) -> str:
+        return self.said
+
+    def stop(self, *, timeout_seconds: float) -> None:
+        self.stopped = True
+
+
+def starting(
+    state: MachineState, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> tuple[DevelopmentMachine, list[FakeChild], list[Ports]]:
+    """A machine whose services say `said`, one text an attempt, and are ready when they say nothing."""
+    machine, children, waited = DevelopmentMachine(state, say=lambda _line: None), [], []
+    texts = iter([text for text in said for _ in range(2)])
+
+    def spawn(_program: str, _environment: object) -> FakeChild:
+        children.append(FakeChild(next(texts)))
+        return children[-1]
+
+    def wait(ports: Ports) -> None:
+        waited.append(ports)
+        if children[-1].said:
+            raise UnavailableError(children[-1].said)
+
+    monkeypatch.setattr(machine, "_spawn", spawn)
+    monkeypatch.setattr(machine, "_wait_for_runnerd", wait)
+    monkeypatch.setattr(machine, "_wait_for_gateway", lambda _ports: None)
+    return machine, children, waited
+
+
+@pytest.mark.parametrize("said", ["[Errno 98] Address already in use", "Failed to bind to address 127.0.0.1:50051"])
+def test_start_services__port_taken_meanwhile__starts_on_others(state: MachineState, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    machine, children, waited = starting(state, monkeypatch, [said, ""])
+    assert machine._start_services() == waited[1] != waited[0]
+    assert all(20_000 <= port < 32_000 for port in (waited[1].gateway, waited[1].assets, waited[1].operations, waited[1].grpc))
+    assert [child.stopped for child in children] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("said", [["no such database"], ["Address already in use"] * 5])
+def test_start_services__other_failures_and_endless_ones__are_told(
+    state: MachineState, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    machine, _, waited = starting(state, monkeypatch, said)
+    with pytest.raises(UnavailableError, match=said[0]):
+        machine._start_services()
+    assert len(waited) == len(said)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"gateway": "http://x"}', "\xff"])
 def test_state__damaged_machine_file__is_told(state: MachineState, content: str) -> None:
     state.machine.write_text(content, encoding="latin-1")

@@ -158,7 +158,6 @@ def test_install__sends_what_was_decided(state: MachineState, monkeypatch: pytes
     assert result.exit_code == 0, result.output
     assert json.loads(seen[0].content) == {
         "extension": "com.example.notes",
-        "version": None,
         "granted": ["storage.kv"],
         "config": {"greeting": "a=b"},
         "endpoint_policy": "enforce",
@@ -173,7 +172,7 @@ def test_install__nobody_decided_and_decided_for_nothing__are_told_apart(
 ) -> None:
     seen = answering(monkeypatch, httpx.Response(201, json={}))
     run("install", "com.example.notes", "--tenant", "acme", *flags)
-    assert json.loads(seen[0].content)["granted"] == granted
+    assert json.loads(seen[0].content).get("granted") == granted
 
 
 def test_install__installed_already__is_refused_without_update_and_changed_with_it(
@@ -181,17 +180,66 @@ def test_install__installed_already__is_refused_without_update_and_changed_with_
 ) -> None:
     answering(monkeypatch, refusal("ALREADY_INSTALLED", 409))
     assert run("install", "com.example.notes", "--tenant", "acme", "--grant", "storage.kv").exit_code == 1
-    page = {"items": [{"extension_name": "com.example.notes", "install_id": "i/1", "version": "1.0.0"}]}
     seen = answering(
         monkeypatch,
         refusal("ALREADY_INSTALLED", 409),
-        httpx.Response(200, json=page),
+        installed(),
         httpx.Response(200, json={}),
         httpx.Response(200, json={"version": "1.0.0"}),
     )
-    assert run("install", "com.example.notes", "--tenant", "acme", "--grant", "storage.kv", "--update").exit_code == 0
+    arguments = ("--grant", "storage.kv", "--config", "greeting=hi", "--update")
+    assert run("install", "com.example.notes", "--tenant", "acme", *arguments).exit_code == 0
     assert [request.method for request in seen] == ["POST", "GET", "PATCH", "PATCH"]
     assert seen[2].url.raw_path.startswith(b"/api/admin/v1/installs/i%2F1?")
+    assert [json.loads(request.content) for request in seen[2:]] == [{"granted": ["storage.kv"]}, {"config": {"greeting": "hi"}}]
+
+
+def installed() -> httpx.Response:
+    kept = {"granted": ["storage.kv"], "endpoint_policy": "enforce"}
+    item = {"extension_name": "com.example.notes", "install_id": "i/1", "version": "1.0.0", **kept}
+    return httpx.Response(200, json={"items": [item]})
+
+
+def test_update__what_is_not_named__stays(state: MachineState, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = answering(monkeypatch, refusal("ALREADY_INSTALLED", 409), installed(), httpx.Response(200, json={}))
+    assert run("install", "com.example.notes", "--tenant", "acme", "--grant", "user.read", "--update").exit_code == 0
+    assert [json.loads(request.content) for request in seen if request.method == "PATCH"] == [{"granted": ["user.read"]}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sent"),
+    [
+        (("--version", "1.1.0"), {"version": "1.1.0", "endpoint_policy": "enforce", "granted": ["storage.kv"]}),
+        (("--endpoint-policy", "advisory"), {"version": "1.0.0", "endpoint_policy": "advisory", "granted": ["storage.kv"]}),
+        (("--version", "1.1.0", "--grant-nothing"), {"version": "1.1.0", "endpoint_policy": "enforce", "granted": []}),
+    ],
+)
+def test_update__to_another_version_or_policy__keeps_the_rest(
+    state: MachineState, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], sent: dict[str, object]
+) -> None:
+    gone, made = httpx.Response(204), httpx.Response(201, json={"version": "1.1.0"})
+    seen = answering(monkeypatch, refusal("ALREADY_INSTALLED", 409), installed(), gone, made)
+    assert run("install", "com.example.notes", "--tenant", "acme", *arguments, "--update").exit_code == 0
+    assert [request.method for request in seen] == ["POST", "GET", "DELETE", "POST"]
+    assert json.loads(seen[3].content) == {"extension": "com.example.notes"} | sent
+
+
+def test_update__that_ends_halfway__says_so(state: MachineState, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, refusal("ALREADY_INSTALLED", 409), installed(), httpx.Response(204), refusal("VERSION_NOT_FOUND", 404))
+    result = run("install", "com.example.notes", "--tenant", "acme", "--version", "9.9.9", "--update")
+    assert result.exit_code == 1
+    assert "was removed and 9.9.9 was not installed" in result.stderr
+
+
+def test_token_of_another_tenant__is_refused_before_anything_is_sent(state: MachineState, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = json.loads(run("token", "user", "--tenant", "acme", "--json").stdout)["token"]
+    monkeypatch.setenv("EXTCTL_TOKEN", token)
+    seen = answering(monkeypatch, httpx.Response(200, json={"items": []}))
+    result = run("executions", "--tenant", "globex")
+    assert result.exit_code == 2
+    assert "tenant acme" in result.stderr
+    assert seen == []
+    assert run("executions", "--tenant", "acme").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -225,7 +273,10 @@ HOSTILE = "\x1b[2J\x07evil\u202eko\u2066\nforged: line\u200b"
         (("install", "com.example.notes", "--tenant", "acme"), {"version": HOSTILE, "granted": [HOSTILE]}),
         (("installs", "list", "--tenant", "acme"), {"items": [{"extension_name": HOSTILE, "granted": [HOSTILE], "version": HOSTILE}]}),
         (("executions", "--tenant", "acme"), {"items": [{"endpoint": HOSTILE, "reason": HOSTILE, "outcome": HOSTILE}]}),
-        (("executions", "e-1", "--tenant", "acme"), {"endpoint": HOSTILE, "log": [{"message": HOSTILE}], "denials": [HOSTILE]}),
+        (
+            ("executions", "e-1", "--tenant", "acme"),
+            {"endpoint": HOSTILE, "log": [{"message": HOSTILE}], "denials": [{"capability": HOSTILE, "why": HOSTILE, "change": HOSTILE}]},
+        ),
         (("deny", HASH, "--reason", "r"), {"added": True, "content_hash": HOSTILE}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
