@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -52,6 +52,7 @@ class _Running:
     database: EmbeddedPostgres | None = None
     runnerd: ChildProcess | None = None
     gateway: ChildProcess | None = None
+    reserved: list[socket.socket] = field(default_factory=list)
 
 
 class DevelopmentMachine:
@@ -155,6 +156,7 @@ class DevelopmentMachine:
         if running.database is not None:
             running.database.stop()
             running.database = None
+        _release(running.reserved)
         if running.lock is not None:
             os.close(running.lock)
             running.lock = None
@@ -187,7 +189,7 @@ class DevelopmentMachine:
     def _start_services(self) -> Ports:
         """Start the daemon and the gateway and return their ports; on others where somebody took one after it was found free."""
         for attempt in range(_PORT_ATTEMPTS):
-            ports = _choose_ports(usual=attempt == 0)
+            ports = _choose_ports(usual=attempt == 0, reserved=self._running.reserved)
             # At the same time: starting is mostly importing, and there are two of them.
             self._running.runnerd = runnerd = self._spawn("runnerd", runnerd_environment(self._state, ports, HOST))
             self._running.gateway = gateway = self._spawn("ext-gateway", gateway_environment(self._state, ports, HOST))
@@ -199,6 +201,7 @@ class DevelopmentMachine:
                 if attempt + 1 == _PORT_ATTEMPTS or not any(words in said for words in _PORT_TAKEN):
                     raise
                 self._stop_services()
+                _release(self._running.reserved)
             else:
                 return ports
         message = f"No free port on {HOST}."
@@ -291,31 +294,51 @@ def _take_lock(state: MachineState) -> int:
     return descriptor
 
 
-def _choose_ports(*, usual: bool = True) -> Ports:
-    """Return the usual ports where they are free and wanted, others where they are not."""
-    taken: set[int] = set()
+def _release(reserved: list[socket.socket]) -> None:
+    for reservation in reserved:
+        reservation.close()
+    reserved.clear()
+
+
+def _choose_ports(*, usual: bool = True, reserved: list[socket.socket] | None = None) -> Ports:
+    """Return the usual ports where they are free and wanted, others where they are not.
+
+    Args:
+        usual: try the usual ones first.
+        reserved: takes what keeps other machines of this host away from these ports, also while a service is started anew.
+    """
+    held = [] if reserved is None else reserved
 
     def choose(first: int) -> int:
         # Not what the kernel would choose: it hands the same ports to outgoing connections while a service is started anew.
         others = (secrets.choice(_OTHER_PORTS) for _ in range(_PORT_PROBES))
         for candidate in (first, *others) if usual else others:
-            with socket.socket() as probe, suppress(OSError):
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((HOST, candidate))
-                port = int(probe.getsockname()[1])
-                if port not in taken:
-                    taken.add(port)
-                    return port
+            # A name that only one process can have and that ends with it; nothing listens there.
+            reservation = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                reservation.bind(f"\0extrunner-port-{candidate}")
+                with socket.socket() as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind((HOST, candidate))
+            except OSError:
+                reservation.close()
+            else:
+                held.append(reservation)
+                return candidate
         message = f"No free port on {HOST}."
         raise UnavailableError(message)
 
     defaults = _DEFAULT_PORTS
-    return Ports(
-        gateway=choose(defaults.gateway),
-        assets=choose(defaults.assets),
-        operations=choose(defaults.operations),
-        grpc=choose(defaults.grpc),
-    )
+    try:
+        return Ports(
+            gateway=choose(defaults.gateway),
+            assets=choose(defaults.assets),
+            operations=choose(defaults.operations),
+            grpc=choose(defaults.grpc),
+        )
+    finally:
+        if reserved is None:
+            _release(held)
 
 
 def _ports_of(addresses: Addresses) -> Ports:

@@ -83,7 +83,8 @@ class TestWhatReachesTheRunner:
 
     async def test_deadline__is_passed_on(self, kit: GatewayKit, client: httpx.AsyncClient) -> None:
         await client.get(URL, headers=kit.bearer())
-        assert 5 < kit.runner.remaining_seconds[0] <= 10
+        # The client sends ten seconds; gRPC rounds a timeout up on its way, by one in a hundred at most.
+        assert 5 < kit.runner.remaining_seconds[0] <= 10 * 1.01
 
     async def test_pin__is_passed_on(self, kit: GatewayKit, client: httpx.AsyncClient) -> None:
         pin = "sha256:" + "a" * 64

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway import config as gateway_config
-from registry.cli.development import DevelopmentMachine, _choose_ports, _make_keys, _ports_of, _take_lock
+from registry.cli.development import DevelopmentMachine, _choose_ports, _make_keys, _ports_of, _release, _take_lock
 from registry.cli.output import UnavailableError, UsageError
 from registry.cli.service_settings import Ports, gateway_environment, runnerd_environment
 from registry.cli.state import MachineState, state_at, write_private_json
@@ -142,6 +142,19 @@ def test_choose_ports__taken_ones__are_replaced_and_all_differ() -> None:
     assert _ports_of(ports.addresses(HOST)) == ports
 
 
+def test_choose_ports__of_two_machines__never_meet() -> None:
+    first: list[socket.socket] = []
+    second: list[socket.socket] = []
+    try:
+        one, other = _choose_ports(reserved=first), _choose_ports(reserved=second)
+        # Nobody listens on any of them yet, as while a service is started anew.
+        assert not {one.gateway, one.assets, one.operations, one.grpc} & {other.gateway, other.assets, other.operations, other.grpc}
+    finally:
+        _release(first)
+        _release(second)
+    assert first == second == []
+
+
 class FakeChild:
     def __init__(self, said: str) -> None:
         self.said = said
@@ -182,6 +195,8 @@ def test_start_services__port_taken_meanwhile__starts_on_others(state: MachineSt
     assert machine._start_services() == waited[1] != waited[0]
     assert all(20_000 <= port < 32_000 for port in (waited[1].gateway, waited[1].assets, waited[1].operations, waited[1].grpc))
     assert [child.stopped for child in children] == [True, True, False, False]
+    machine.stop()
+    assert all(child.stopped for child in children)
 
 
 @pytest.mark.parametrize("said", [["no such database"], ["Address already in use"] * 5])
@@ -192,6 +207,7 @@ def test_start_services__other_failures_and_endless_ones__are_told(
     with pytest.raises(UnavailableError, match=said[0]):
         machine._start_services()
     assert len(waited) == len(said)
+    machine.stop()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"gateway": "http://x"}', "\xff"])
