@@ -64,6 +64,8 @@ def test_dockerfile__what_comes_from_an_index__comes_by_hash_and_without_buildin
     installs = [i.exec_form for i in stages(dockerfile)[1] if i.name == "RUN" and "install" in i.exec_form and "pip" in i.exec_form]
     assert len(installs) == 3
     for words in installs:
+        # --no-deps: the lock is the resolution; pip must not make another one beside it.
+        assert "--no-deps" in words
         assert "--no-index" in words or ("--require-hashes" in words and words[words.index("--only-binary") + 1] == ":all:")
 
 
