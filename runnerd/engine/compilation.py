@@ -6,8 +6,9 @@ import wasmtime
 from wasmtime import component
 
 from runnerd.capabilities.catalog import BY_NAME, EXECUTE_REQUEST, EXECUTE_RESPONSE, HostFunction
+from runnerd.engine.binary_reader import CompileRejectedError
 from runnerd.engine.engine import build_compile_engine
-from runnerd.engine.inspection import HANDLER, CompileRejectedError, ComponentShape, inspect_component
+from runnerd.engine.inspection import HANDLER, ComponentShape, inspect_component
 from runnerd.engine.linker import interface_of, is_known
 from runnerd.engine.outcomes import reason_of
 from runnerd.engine.profile import DEFAULT_PROFILE, EngineProfile

@@ -10,8 +10,14 @@ Pure Python, no engine.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NoReturn
 
+from runnerd.engine.binary_reader import (
+    COMPONENT_PREAMBLE,
+    CORE_PREAMBLE,
+    SORT_CORE,
+    BinaryReader,
+    reject,
+)
 from runnerd.engine.profile import MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLES
 
 MAX_COMPONENT_BYTES = 64 * 1024 * 1024
@@ -19,26 +25,14 @@ MAX_COMPONENT_BYTES = 64 * 1024 * 1024
 HANDLER = "handler"
 _MAX_NESTING = 8
 _MAX_SECTIONS = 50_000
-_MAX_ENTRIES = 100_000
-_MAX_NAME_BYTES = 4_096
 _MAX_IMPORTS = 1_000
 _MAX_FUNCTIONS = 1_000_000
 
-_CORE_PREAMBLE = b"\0asm\x01\x00\x00\x00"
-_COMPONENT_PREAMBLE = b"\0asm\x0d\x00\x01\x00"
 _CUSTOM, _CORE_MODULE, _CORE_INSTANCE, _COMPONENT, _INSTANCE, _ALIAS, _IMPORT, _EXPORT = 0, 1, 2, 4, 5, 6, 10, 11
 _MODULE_FUNCTIONS, _MODULE_TABLES, _MODULE_MEMORIES = 3, 4, 5
-_SORT_CORE, _SORT_FUNCTION, _SORT_VALUE, _SORT_TYPE, _SORT_COMPONENT = 0, 1, 2, 3, 4
+_SORT_FUNCTION, _SORT_VALUE, _SORT_TYPE, _SORT_COMPONENT = 1, 2, 3, 4
 _CORE_SORT_MODULE = 0x11
 _ALIAS_OUTER = 2
-
-
-class CompileRejectedError(Exception):
-    """A component cannot be accepted. The text is for its author."""
-
-
-def _reject(message: str) -> NoReturn:
-    raise CompileRejectedError(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,62 +76,6 @@ class _Scope:
     functions_exported: set[str] = field(default_factory=set)
 
 
-class _Reader:
-    """Reads a part of the binary, never beyond its end."""
-
-    __slots__ = ("data", "end", "offset")
-
-    def __init__(self, data: memoryview, offset: int, end: int) -> None:
-        self.data = data
-        self.offset = offset
-        self.end = end
-
-    def byte(self) -> int:
-        if self.offset >= self.end:
-            _reject("the component ends in the middle of a section")
-        value = self.data[self.offset]
-        self.offset += 1
-        return value
-
-    def u32(self) -> int:
-        value = 0
-        for shift in range(0, 35, 7):
-            byte = self.byte()
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:  # noqa: PLR2004 - the continuation bit
-                if value >> 32:
-                    break
-                return value
-        _reject("a number in the component does not fit 32 bits")
-
-    def count(self, maximum: int = _MAX_ENTRIES) -> int:
-        value = self.u32()
-        if value > min(maximum, self.end - self.offset):
-            _reject(f"the component announces {value} entries where at most {maximum} are allowed")
-        return value
-
-    def name(self) -> str:
-        length = self.u32()
-        if length > min(_MAX_NAME_BYTES, self.end - self.offset):
-            _reject("a name in the component is too long")
-        raw = bytes(self.data[self.offset : self.offset + length])
-        self.offset += length
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            _reject("a name in the component is not UTF-8")
-
-    def external_name(self) -> str:
-        form = self.byte()
-        if form not in {0, 1}:
-            _reject(f"the component uses a form of names ({form}) that is not supported")
-        return self.name()
-
-    def sort(self) -> tuple[int, int]:
-        first = self.byte()
-        return first, self.byte() if first == _SORT_CORE else 0
-
-
 def inspect_component(wasm: bytes) -> ComponentShape:
     """Read the shape of a component.
 
@@ -145,13 +83,13 @@ def inspect_component(wasm: bytes) -> ComponentShape:
         CompileRejectedError: it is not a component, exceeds a limit, or does not export `handler`.
     """
     if len(wasm) > MAX_COMPONENT_BYTES:
-        _reject(f"the component has {len(wasm)} bytes; at most {MAX_COMPONENT_BYTES} are allowed")
-    if wasm.startswith(_CORE_PREAMBLE):
-        _reject("this is a core module; build a component of the world alga:extension/runner or extrunner:host/extension")
-    if not wasm.startswith(_COMPONENT_PREAMBLE):
-        _reject("this is not a WebAssembly component")
+        reject(f"the component has {len(wasm)} bytes; at most {MAX_COMPONENT_BYTES} are allowed")
+    if wasm.startswith(CORE_PREAMBLE):
+        reject("this is a core module; build a component of the world alga:extension/runner or extrunner:host/extension")
+    if not wasm.startswith(COMPONENT_PREAMBLE):
+        reject("this is not a WebAssembly component")
     walk = _Walk()
-    scope = walk.component(_Reader(memoryview(wasm), len(_COMPONENT_PREAMBLE), len(wasm)), None, 0)
+    scope = walk.component(BinaryReader(memoryview(wasm), len(COMPONENT_PREAMBLE), len(wasm)), None, 0)
     _check(scope)
     totals = scope.totals
     return ComponentShape(
@@ -168,17 +106,17 @@ def inspect_component(wasm: bytes) -> ComponentShape:
 def _check(scope: _Scope) -> None:
     totals = scope.totals
     if HANDLER not in scope.functions_exported:
-        _reject("the component does not export the function handler")
+        reject("the component does not export the function handler")
     if not 1 <= totals.memories <= MAX_MEMORIES:
-        _reject(f"the component makes {totals.memories} linear memories; 1 to {MAX_MEMORIES} are allowed")
+        reject(f"the component makes {totals.memories} linear memories; 1 to {MAX_MEMORIES} are allowed")
     if totals.tables > MAX_TABLES:
-        _reject(f"the component makes {totals.tables} tables; at most {MAX_TABLES} are allowed")
+        reject(f"the component makes {totals.tables} tables; at most {MAX_TABLES} are allowed")
     if totals.core_instances > MAX_CORE_INSTANCES:
-        _reject(f"the component makes {totals.core_instances} core instances; at most {MAX_CORE_INSTANCES} are allowed")
+        reject(f"the component makes {totals.core_instances} core instances; at most {MAX_CORE_INSTANCES} are allowed")
     if totals.functions > _MAX_FUNCTIONS:
-        _reject(f"the component has {totals.functions} functions; at most {_MAX_FUNCTIONS} are allowed")
+        reject(f"the component has {totals.functions} functions; at most {_MAX_FUNCTIONS} are allowed")
     if len(scope.imports) > _MAX_IMPORTS:
-        _reject(f"the component has {len(scope.imports)} imports; at most {_MAX_IMPORTS} are allowed")
+        reject(f"the component has {len(scope.imports)} imports; at most {_MAX_IMPORTS} are allowed")
 
 
 class _Walk:
@@ -187,39 +125,33 @@ class _Walk:
     def __init__(self) -> None:
         self.sections_left = _MAX_SECTIONS
 
-    def component(self, reader: _Reader, parent: _Scope | None, depth: int) -> _Scope:
+    def component(self, reader: BinaryReader, parent: _Scope | None, depth: int) -> _Scope:
         if depth > _MAX_NESTING:
-            _reject("components are nested too deeply")
+            reject("components are nested too deeply")
         scope = _Scope(parent)
         while reader.offset < reader.end:
             identifier, body = self.section(reader)
             if identifier == _CORE_MODULE:
                 scope.modules.append(self.module(body))
             elif identifier == _COMPONENT:
-                if bytes(body.data[body.offset : body.offset + 8]) != _COMPONENT_PREAMBLE:
-                    _reject("a nested component is malformed")
-                body.offset += len(_COMPONENT_PREAMBLE)
+                if bytes(body.data[body.offset : body.offset + 8]) != COMPONENT_PREAMBLE:
+                    reject("a nested component is malformed")
+                body.offset += len(COMPONENT_PREAMBLE)
                 scope.components.append(self.component(body, scope, depth + 1).totals)
             elif identifier in _SECTIONS:
                 _SECTIONS[identifier](body, scope)
         return scope
 
-    def section(self, reader: _Reader) -> tuple[int, _Reader]:
+    def section(self, reader: BinaryReader) -> tuple[int, BinaryReader]:
         self.sections_left -= 1
         if self.sections_left < 0:
-            _reject("the component has too many sections")
-        identifier = reader.byte()
-        length = reader.u32()
-        start = reader.offset
-        if length > reader.end - start:
-            _reject("a section ends outside the component")
-        reader.offset += length
-        return identifier, _Reader(reader.data, start, start + length)
+            reject("the component has too many sections")
+        return reader.section()
 
-    def module(self, reader: _Reader) -> _Totals:
-        if bytes(reader.data[reader.offset : reader.offset + 8]) != _CORE_PREAMBLE:
-            _reject("a core module in the component is malformed")
-        reader.offset += len(_CORE_PREAMBLE)
+    def module(self, reader: BinaryReader) -> _Totals:
+        if bytes(reader.data[reader.offset : reader.offset + 8]) != CORE_PREAMBLE:
+            reject("a core module in the component is malformed")
+        reader.offset += len(CORE_PREAMBLE)
         totals = _Totals(core_instances=1)
         while reader.offset < reader.end:
             identifier, body = self.section(reader)
@@ -234,14 +166,14 @@ class _Walk:
 
 def _item(space: list[_Totals | None], index: int) -> _Totals:
     if index >= len(space):
-        _reject("the component refers to something that it does not define")
+        reject("the component refers to something that it does not define")
     item = space[index]
     if item is None:
-        _reject("the component instantiates a module or component that it does not contain itself")
+        reject("the component instantiates a module or component that it does not contain itself")
     return item
 
 
-def _core_instances(reader: _Reader, scope: _Scope) -> None:
+def _core_instances(reader: BinaryReader, scope: _Scope) -> None:
     for _ in range(reader.count()):
         if reader.byte() == 0:
             scope.totals.add(_item(scope.modules, reader.u32()))
@@ -256,7 +188,7 @@ def _core_instances(reader: _Reader, scope: _Scope) -> None:
                 reader.u32()
 
 
-def _instances(reader: _Reader, scope: _Scope) -> None:
+def _instances(reader: BinaryReader, scope: _Scope) -> None:
     for _ in range(reader.count()):
         if reader.byte() == 0:
             scope.totals.add(_item(scope.components, reader.u32()))
@@ -271,7 +203,7 @@ def _instances(reader: _Reader, scope: _Scope) -> None:
                 reader.u32()
 
 
-def _aliases(reader: _Reader, scope: _Scope) -> None:
+def _aliases(reader: BinaryReader, scope: _Scope) -> None:
     for _ in range(reader.count()):
         sort = reader.sort()
         target = reader.byte()
@@ -295,7 +227,7 @@ def _outer(scope: _Scope, sort: tuple[int, int], levels: int, index: int) -> _To
 
 
 def _space(scope: _Scope, sort: tuple[int, int]) -> list[_Totals | None] | None:
-    if sort == (_SORT_CORE, _CORE_SORT_MODULE):
+    if sort == (SORT_CORE, _CORE_SORT_MODULE):
         return scope.modules
     return scope.components if sort[0] == _SORT_COMPONENT else None
 
@@ -306,7 +238,7 @@ def _enter(scope: _Scope, sort: tuple[int, int], item: _Totals | None) -> None:
         space.append(item)
 
 
-def _description(reader: _Reader) -> tuple[int, int]:
+def _description(reader: BinaryReader) -> tuple[int, int]:
     """Skip an externdesc; return its sort."""
     sort = reader.sort()
     if sort[0] in {_SORT_VALUE, _SORT_TYPE}:
@@ -318,7 +250,7 @@ def _description(reader: _Reader) -> tuple[int, int]:
     return sort
 
 
-def _imports(reader: _Reader, scope: _Scope) -> None:
+def _imports(reader: BinaryReader, scope: _Scope) -> None:
     for _ in range(reader.count()):
         name = reader.external_name()
         sort = _description(reader)
@@ -327,7 +259,7 @@ def _imports(reader: _Reader, scope: _Scope) -> None:
         _enter(scope, sort, None)
 
 
-def _exports(reader: _Reader, scope: _Scope) -> None:
+def _exports(reader: BinaryReader, scope: _Scope) -> None:
     for _ in range(reader.count()):
         name = reader.external_name()
         sort = reader.sort()

@@ -5,8 +5,9 @@ import wasmtime
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runnerd.engine.binary_reader import CompileRejectedError
 from runnerd.engine.compilation import compile_component, unknown_imports
-from runnerd.engine.inspection import MAX_COMPONENT_BYTES, CompileRejectedError, inspect_component
+from runnerd.engine.inspection import MAX_COMPONENT_BYTES, inspect_component
 from tests.fakes import guests
 
 
