@@ -208,6 +208,8 @@ class Zygote:
                 # Whoever waits hears of it; where nobody does, that is no mistake.
                 future.exception()
         for worker in list(self._workers.values()):
+            # The kernel does this too, where the worker has not talked it out of it.
+            worker.kill()
             self._end(worker, _UNKNOWN_STATUS)
         self._early_exits.clear()
         self._unwanted.clear()

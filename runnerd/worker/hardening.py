@@ -140,6 +140,7 @@ def enter_namespaces() -> HardeningReport:
 
 def give_up_privileges(profile: HardeningProfile) -> HardeningReport:
     """Environment, descriptors, user, capabilities, no-new-privs, dumpability, parent-death signal."""
+    parent = os.getppid()
     steps: dict[Step, Callable[[], None]] = {}
     if profile.clear_environment:
         steps[Step.ENVIRONMENT] = _clear_environment
@@ -156,7 +157,7 @@ def give_up_privileges(profile: HardeningProfile) -> HardeningReport:
     steps[Step.NOT_DUMPABLE] = lambda: _set_and_check(kernel.PR_SET_DUMPABLE, 0, kernel.PR_GET_DUMPABLE)
     if profile.parent_death:
         # After the change of user, which clears it.
-        steps[Step.PARENT_DEATH] = die_with_parent
+        steps[Step.PARENT_DEATH] = lambda: die_with_parent(parent)
     return _run(steps)
 
 
@@ -283,9 +284,16 @@ def _set_and_check(setter: int, value: int, getter: int) -> None:
         raise ValueError(message)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that started it ends."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to kill this process when the thread that started it ends.
+
+    Args:
+        parent: process id of the parent, where it is known. The kernel tells only of a death to come; with this, one that came before it
+            was asked ends the process too.
+    """
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _limit_resources(profile: HardeningProfile, *, in_use: int, file_bytes: int) -> None:

@@ -24,7 +24,7 @@ from runnerd.worker.slots import STACK_BYTES
 EXIT_FAILED = 72
 
 
-def run_worker(connection: socket.socket, config: WorkerConfig, *, build: str, inherited: HardeningReport) -> NoReturn:
+def run_worker(connection: socket.socket, config: WorkerConfig, *, parent: int, build: str, inherited: HardeningReport) -> NoReturn:
     """Become a worker and never return.
 
     1. die with the parent; 2. go to the processor; 3. give up privileges and descriptors; 4. build the engine, which needs to read the
@@ -33,11 +33,13 @@ def run_worker(connection: socket.socket, config: WorkerConfig, *, build: str, i
     Args:
         connection: the worker's end of its socketpair; the only descriptor it keeps.
         config: as the daemon gave it.
+        parent: process id of the zygote; the worker ends at once where that one is no more.
         build: version of the package, for Hello.
         inherited: what the zygote has already done (namespaces).
     """
     status = EXIT_FAILED
     try:
+        hardening.die_with_parent(parent)  # (1)
         status = _run(connection, config, build, inherited)
     finally:
         # Not sys.exit: guests may still run on other threads, and nothing is left to be flushed.
@@ -45,7 +47,6 @@ def run_worker(connection: socket.socket, config: WorkerConfig, *, build: str, i
 
 
 def _run(connection: socket.socket, config: WorkerConfig, build: str, inherited: HardeningReport) -> int:
-    hardening.die_with_parent()  # (1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if config.cpu is not None:  # (2)
         with contextlib.suppress(OSError):

@@ -76,11 +76,12 @@ class Zygote:
 
     def _fork(self, request: dict[str, Any], descriptor: int) -> None:
         config = WorkerConfig.from_json(request["config"])
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             # SECURITY: from here on this is the worker; it must never return into the zygote's loop.
             try:
-                run_worker(socket.socket(fileno=descriptor), config, build=self._build, inherited=self._inherited)
+                run_worker(socket.socket(fileno=descriptor), config, parent=parent, build=self._build, inherited=self._inherited)
             finally:
                 os._exit(EXIT_STILLBORN)
         pidfd = os.pidfd_open(pid)

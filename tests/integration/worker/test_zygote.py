@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runnerd.dispatch.zygote import Zygote, ZygoteError
+from runnerd.dispatch.zygote import ForkedWorker, Zygote, ZygoteError
 from runnerd.worker.settings import EXIT_HARDENING, WorkerConfig
 from tests.fakes.worker_driver import WorkerDriver, status_of
 
@@ -30,6 +30,24 @@ from runnerd.worker import kernel, zygote
 engine_fingerprint(); metadata.version("extrunner")
 os.setgroups([]); os.setresgid(1234, 1234, 1234); os.setresuid(1234, 1234, 1234)
 kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+sys.exit(zygote.main(sys.argv[1:]))
+"""
+
+BORN_LATE = """
+import os, sys, time
+from runnerd.worker import zygote
+run_worker = zygote.run_worker
+def late(*arguments, parent, **named):
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    run_worker(*arguments, parent=parent, **named)
+zygote.run_worker = late
+sys.exit(zygote.main(sys.argv[1:]))
+"""
+DEAF = """
+import sys
+from runnerd.worker import hardening, zygote
+hardening.die_with_parent = lambda parent=None: None
 sys.exit(zygote.main(sys.argv[1:]))
 """
 
@@ -111,6 +129,26 @@ async def test_close__ends_zygote_and_workers() -> None:
     forked.sock.close()
     with pytest.raises(ZygoteError):
         await zygote.fork_worker(WorkerConfig())
+
+
+async def test_zygote_dies_before_its_worker_asked_to_die_with_it__the_worker_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent-death signal is sent only for deaths after it was asked for."""
+    monkeypatch.setattr(ForkedWorker, "kill", lambda _self: None)
+    zygote = await Zygote.start(command=command(tmp_path, BORN_LATE))
+    forked = await zygote.fork_worker(WorkerConfig())
+    await zygote.aclose()
+
+    await until_gone(forked.pid)
+    forked.sock.close()
+
+
+async def test_close__worker_that_ignores_its_parents_death__is_gone_too(tmp_path: Path) -> None:
+    zygote = await Zygote.start(command=command(tmp_path, DEAF))
+    forked = await zygote.fork_worker(WorkerConfig())
+    await zygote.aclose()
+
+    assert is_gone(forked.pid)
+    forked.sock.close()
 
 
 async def test_daemon_killed__zygote_and_workers_die() -> None:
