@@ -95,6 +95,18 @@ class DevelopmentMachine:
             raise UnavailableError(message)
         return self._addresses
 
+    @property
+    def runnerd_pid(self) -> int:
+        """Process id of the daemon, whose workers are below it.
+
+        Raises:
+            UnavailableError: it does not run.
+        """
+        if self._running.runnerd is None:
+            message = "The daemon is not started."
+            raise UnavailableError(message)
+        return self._running.runnerd.pid
+
     def start(self) -> None:
         """Make what is missing and start everything; return when it can be called.
 

@@ -15,6 +15,7 @@ from registry.cli.building import Language, Toolchain, build, find_wit, pack
 from registry.domain.digests import ContentHash
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+EXAMPLES: Final = ROOT / "examples"
 CACHE: Final = ROOT / ".cache"
 TOOLCHAIN: Final = CACHE / "toolchain"
 PYTHON: Final = "notes-python"
@@ -62,18 +63,19 @@ def javascript_is_available() -> bool:
     return shutil.which("node") is not None and installed.is_dir()
 
 
-def build_sample(example: str, work: Path, *, manifest: bytes | None = None) -> Sample:
+def build_sample(example: str, work: Path, *, manifest: bytes | None = None, projects: Path = EXAMPLES) -> Sample:
     """Build and pack an example into `work`; about ten seconds the first time, a fraction of one from the cache.
 
     Args:
-        example: folder below examples/.
+        example: folder below `projects`.
         work: folder to write into.
         manifest: replaces the example's manifest, for a version that differs.
+        projects: where the project is.
 
     Raises:
         UsageError, UnavailableError, RefusalError: as the building and packing of any project.
     """
-    project = ROOT / "examples" / example
+    project = projects / example
     folder, archive = work / example, work / f"{example}.tar.zst"
     tools = Toolchain(wit=find_wit(), node_modules=TOOLCHAIN, cache=CACHE / "guests")
     work.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,94 @@
+"""What every section of the benchmark measures on: one development machine, its extensions and the tenants that have them.
+
+Extensions are built, published and installed when a section first asks for them, so that `--only` costs what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from registry.cli.credentials import mint_service_token, mint_user_token
+from registry.cli.development import DevelopmentMachine
+from registry.cli.gateway_client import GatewayClient
+from registry.cli.installing import install_or_update
+from scripts.demonstration.report import Report
+from scripts.demonstration.samples import Sample, build_sample, javascript_is_available
+from scripts.demonstration.steps import ACME, Demonstration, build_samples
+
+GUESTS: Final = Path(__file__).parent / "guests"
+NOTES_TENANT: Final = ACME
+"""The tenant that has the notes examples, with every capability they ask for."""
+HELLO_TENANTS: Final = ("bench-a", "bench-b", "bench-c", "bench-d")
+"""The tenants that have the hello guest: four, because one tenant may hold a quarter of the slots."""
+
+Figures = dict[str, Any]
+"""What a section found: name of the figure → number, or a dict of numbers by size, connections or case."""
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """The running machine and what was asked for.
+
+    Args:
+        machine: started.
+        work: folder of this run; removed after it.
+        quick: fewer rounds; all sections together stay under a minute.
+    """
+
+    machine: DevelopmentMachine
+    work: Path
+    quick: bool
+    report: Report = field(default_factory=Report)
+
+    @cached_property
+    def notes(self) -> Sequence[Sample]:
+        """The notes examples, published, and installed for `NOTES_TENANT`; those whose toolchain is missing are left out."""
+        samples = build_samples(self.report, self.work / "samples")
+        demonstration = Demonstration(machine=self.machine, report=self.report, samples=samples, work=self.work / "samples")
+        demonstration.publish()
+        demonstration.install()
+        return tuple(demonstration.samples)
+
+    @cached_property
+    def hello(self) -> Sample | None:
+        """The JavaScript guest that makes no host call, installed for every one of `HELLO_TENANTS`; None without its toolchain."""
+        if not javascript_is_available():
+            return None
+        sample = self.publish(GUESTS / "hello")
+        for tenant in HELLO_TENANTS:
+            self.install(sample, tenant)
+        return sample
+
+    def publish(self, project: Path, *, manifest: bytes | None = None) -> Sample:
+        """Build, sign and publish the project of an extension; with another manifest as another version."""
+        sample = build_sample(project.name, self.work / "guests", projects=project.parent, manifest=manifest)
+        demonstration = Demonstration(machine=self.machine, report=self.report, samples=[sample], work=self.work / "guests")
+        demonstration.publish()
+        return demonstration.samples[0]
+
+    def install(self, sample: Sample, tenant: str, *, granted: Sequence[str] = (), config: dict[str, str] | None = None) -> None:
+        """Install a published extension for a tenant."""
+        token = mint_user_token(self.machine.state, tenant=tenant, roles=["ext:manage"], subject="benchmark")
+        with GatewayClient(self.machine.addresses.gateway, token) as client:
+            wanted = {"extension": sample.name, "version": sample.version, "granted": list(granted), "config": config}
+            install_or_update(client, wanted, tenant=tenant, update=True)
+
+    def token(self, *tenants: str, scope: str = "execute") -> str:
+        """Mint a service token for some tenants."""
+        return mint_service_token(self.machine.state, tenants=tenants, scopes=[scope], subject="benchmark")
+
+    def step(self, title: str) -> None:
+        """Say that a section begins."""
+        self.report.step(title)
+
+    def say(self, text: str) -> None:
+        """Say what was found."""
+        self.report.show(text)
+
+    def miss(self, what: str) -> None:
+        """Note what this machine cannot measure; its figures are left out."""
+        self.report.miss(what)
