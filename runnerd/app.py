@@ -31,6 +31,7 @@ from runnerd.assets.supervisor import AssetsServer
 from runnerd.capabilities.broker import CapabilityBroker
 from runnerd.config import ArtifactsSettings, RunnerdSettings, host_of, port_of
 from runnerd.dispatch.admission import Admission, AdmissionLimits
+from runnerd.dispatch.breaker import CircuitBreaker
 from runnerd.dispatch.connection import ConnectionSettings
 from runnerd.dispatch.cpus import Cpus, find_cpus
 from runnerd.dispatch.executor import Executor, ExecutorSettings
@@ -129,7 +130,9 @@ async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
             require_hardening=settings.require_hardening,
         )
         stack.push_async_callback(factory.aclose)
-        pool = _pool(settings, cpus, factory, HostCallDesk(CapabilityBroker(storage=StorageService(database)), metrics), metrics)
+        breaker = CircuitBreaker(metrics)
+        desk = HostCallDesk(CapabilityBroker(storage=StorageService(database)), metrics)
+        pool = _pool(settings, cpus, factory, desk=desk, breaker=breaker, metrics=metrics)
         stack.push_async_callback(pool.aclose)
         await pool.start()
 
@@ -139,6 +142,7 @@ async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
             extensions=loader,
             admission=admission,
             pool=pool,
+            breaker=breaker,
             recorder=recorder,
             metrics=metrics,
             settings=ExecutorSettings(
@@ -270,12 +274,15 @@ def _records(artifacts: ArtifactsSettings, signer: ArtifactSigner) -> ArtifactVe
     return ArtifactVerifier.from_public_file(artifacts.previous_public_key_file, signer.public_key())
 
 
-def _pool(settings: RunnerdSettings, cpus: Cpus, factory: WorkerFactory, desk: HostCallDesk, metrics: Metrics) -> WorkerPool:
+def _pool(  # noqa: PLR0913 - the parts of a pool
+    settings: RunnerdSettings, cpus: Cpus, factory: WorkerFactory, *, desk: HostCallDesk, breaker: CircuitBreaker, metrics: Metrics
+) -> WorkerPool:
     workers = settings.workers
     ceiling = _ceiling_of(settings, cpus)
     return WorkerPool(
         factory.fork,
         desk=desk,
+        breaker=breaker,
         settings=PoolSettings(
             floor=min(workers.floor or WORKERS_PER_CPU * cpus.usable, ceiling),
             ceiling=ceiling,

@@ -20,6 +20,7 @@ import structlog
 
 from extrunner.worker.v1 import worker_pb2
 from registry.domain.errors import Reason, RefusalError
+from runnerd.dispatch.breaker import TenantVersion
 from runnerd.dispatch.calls import CallTable, FinishedCall, HostCallRequested, OpenCall, ViolationError
 from runnerd.dispatch.channel import ChannelClosedError, FrameChannel
 from runnerd.dispatch.components import MappedComponents
@@ -44,6 +45,10 @@ class WorkerProcess(Protocol):
     @property
     def pid(self) -> int:
         """Process id."""
+
+    @property
+    def zygote_died(self) -> bool:
+        """True where what made it has ended, and it with that."""
 
     def kill(self) -> None:
         """End it with SIGKILL; nothing where it has ended."""
@@ -124,6 +129,8 @@ class WorkerConnection:
         self.hardening: Mapping[str, bool] = {}
         self.end_cause = ""
         """Why it ended: a cause of the metric `worker_restarts`; empty while it lives."""
+        self.suspects: frozenset[TenantVersion] = frozenset()
+        """Versions whose calls may have ended it, where nobody asked it to end."""
         self.key = ""
         """The isolation key (tenant) whose calls it holds now, or held last."""
         self.calls_started = 0
@@ -252,7 +259,7 @@ class WorkerConnection:
             try:
                 outcome = judge(finished, call.limits, measured)
             except ViolationError as error:
-                self._violated(error)
+                self._violated(error, by=call)
                 raise WorkerDiedError(started=True, had_host_calls=call.host_calls > 0) from error
         done = finished.done if finished is not None else None
         denied = {capability: call.denials.get(capability, {}) for capability in (done.denied_capabilities if done is not None else ())}
@@ -352,23 +359,29 @@ class WorkerConnection:
             with suppress(ChannelClosedError):
                 await self._channel.send(FrameKind.HOST_REPLY, call.call_id, payload)
 
-    def _violated(self, cause: Exception) -> None:
+    def _violated(self, cause: Exception, *, by: OpenCall | None = None) -> None:
         _log.error("worker_violation", worker_pid=self.pid, detail=str(cause), isolation_key=self.key)
         self._desk.violation()
-        self.end("violation")
+        self.end("violation", by=by)
 
     def _on_closed(self, cause: Exception | None) -> None:
         if isinstance(cause, FrameError):
             self._violated(cause)
         else:
             _log.warning("worker_exited", worker_pid=self.pid, calls=len(self._table))
-            self.end("exited")
+            self.end("zygote_died" if self._process.zygote_died else "exited")
 
-    def end(self, cause: str) -> None:
-        """Kill the worker now. Its calls end with WorkerDiedError. Nothing where it has ended."""
+    def end(self, cause: str, *, by: OpenCall | None = None) -> None:
+        """Kill the worker now. Its calls end with WorkerDiedError. Nothing where it has ended.
+
+        Args:
+            cause: of the metric `worker_restarts`.
+            by: the call that is to blame, where one is known.
+        """
         if self.end_cause:
             return
         self.end_cause = cause
+        self.suspects = self._suspects(cause, by)
         self._channel.close()
         self._process.kill()
         self._background(self._reap())
@@ -384,6 +397,19 @@ class WorkerConnection:
         self._background(self._leave())
         self._fail_calls()
         self._on_change(self)
+
+    def _suspects(self, cause: str, by: OpenCall | None) -> frozenset[TenantVersion]:
+        """Say whose calls may have caused this end: known from the call, or else all that were running."""
+        if cause == "zygote_died":
+            return frozenset()
+        if by is not None:
+            calls: tuple[OpenCall, ...] = (by,)
+        elif cause == "backstop":
+            # The others had ended, or were within their time.
+            calls = tuple(call for call in self._table.calls if call.cancelled)
+        else:
+            calls = self._table.calls
+        return frozenset(TenantVersion(call.grant.tenant_id, call.grant.version_id) for call in calls if call.started)
 
     def _fail_calls(self) -> None:
         if not self._hello.done():

@@ -6,7 +6,7 @@
 4. limits: operator ≥ grant ≥ request, endpoint and deadline
 5. admission: fair, bounded, within the deadline
 6. the verified, compiled extension
-7. a worker of this tenant; a call that had not started when its worker died is sent once more (T28)
+7. a worker of this tenant, unless its version is paused; a call that had not started when its worker died is sent once more (T28)
 8. the record and the metrics, whatever the end
 """
 
@@ -32,6 +32,7 @@ from runnerd.capabilities.denials import explain_denial
 from runnerd.capabilities.grants import InvocationGrant
 from runnerd.dispatch.admission import Admission
 from runnerd.dispatch.authority import Authority, authorise
+from runnerd.dispatch.breaker import CircuitBreaker, Passage, TenantVersion
 from runnerd.dispatch.connection import CallReport, WorkerDiedError
 from runnerd.dispatch.endpoints import UNDECLARED, admit
 from runnerd.dispatch.outcome import OUTCOME_NAMES, Completed, Usage, reason_of
@@ -111,6 +112,7 @@ class Executor:
         extensions: makes its code ready.
         admission: decides who may run now.
         pool: has the workers.
+        breaker: pauses versions that end their workers.
         recorder: takes execution records.
         metrics: counts.
         settings: operator limits.
@@ -123,6 +125,7 @@ class Executor:
         extensions: Extensions,
         admission: Admission,
         pool: WorkerPool,
+        breaker: CircuitBreaker,
         recorder: Recorder,
         metrics: Metrics,
         settings: ExecutorSettings,
@@ -131,6 +134,7 @@ class Executor:
         self._extensions = extensions
         self._admission = admission
         self._pool = pool
+        self._breaker = breaker
         self._recorder = recorder
         self._metrics = metrics
         self._settings = settings
@@ -222,15 +226,22 @@ class Executor:
     async def _dispatched(self, prepared: _Prepared, extension: CompiledExtension, patience: float) -> CallReport:
         """Run a call in a worker; once more where the worker ended before the call had started and had no effect."""
         try:
-            return await self._in_a_worker(prepared, extension, patience)
+            return await self._attempt(prepared, extension, patience)
         except WorkerDiedError as error:
             if error.started or error.had_host_calls:
                 raise
-        return await self._in_a_worker(prepared, extension, patience)
+        return await self._attempt(prepared, extension, patience)
 
-    async def _in_a_worker(self, prepared: _Prepared, extension: CompiledExtension, patience: float) -> CallReport:
+    async def _attempt(self, prepared: _Prepared, extension: CompiledExtension, patience: float) -> CallReport:
+        with self._breaker.admit(TenantVersion(prepared.install.tenant_id, prepared.install.version_id)) as passage:
+            return await self._in_a_worker(prepared, extension, patience, passage)
+
+    async def _in_a_worker(self, prepared: _Prepared, extension: CompiledExtension, patience: float, passage: Passage) -> CallReport:
         install = prepared.install
-        async with self._pool.worker_for(tenant_id=install.tenant_id, install_id=install.install_id, deadline=patience) as worker:
+        apart = install.version_id if passage.alone else ""
+        async with self._pool.worker_for(
+            tenant_id=install.tenant_id, install_id=install.install_id, deadline=patience, apart=apart
+        ) as worker:
             now = time.monotonic()
             limits = _within_deadline(prepared, now)
             deadline = now + limits.wall_time_ms / 1000
@@ -242,7 +253,10 @@ class Executor:
                 deadline=deadline,
                 queue_us=round((now - prepared.received) * 1e6),
             )
-            return await worker.run(invocation)
+            report = await worker.run(invocation)
+            if worker.is_usable:
+                passage.survived()
+            return report
 
     def _limits(self, install: ResolvedInstall, endpoint: Endpoint | None, request: ExecutionRequest) -> ExecutionLimits:
         settings = self._settings

@@ -21,6 +21,7 @@ from enum import StrEnum
 import structlog
 
 from registry.domain.errors import Reason, RefusalError
+from runnerd.dispatch.breaker import CircuitBreaker
 from runnerd.dispatch.connection import ConnectionSettings, UnusableWorkerError, WorkerConnection, WorkerProcess
 from runnerd.dispatch.host_calls import HostCallDesk
 from runnerd.telemetry.metrics import Metrics
@@ -77,22 +78,25 @@ class WorkerPool:
     Args:
         fork: makes one worker process.
         desk: answers host calls.
+        breaker: hears of workers that ended by themselves.
         settings: sizes and times.
         connection: how to deal with one worker.
         metrics: counts workers that end.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root hands over its parts once
         self,
         fork: Callable[[], Awaitable[WorkerProcess]],
         *,
         desk: HostCallDesk,
+        breaker: CircuitBreaker,
         settings: PoolSettings,
         connection: ConnectionSettings,
         metrics: Metrics,
     ) -> None:
         self._fork = fork
         self._desk = desk
+        self._breaker = breaker
         self._settings = settings
         self._connection = connection
         self._metrics = metrics
@@ -137,13 +141,21 @@ class WorkerPool:
         return tuple(self._workers)
 
     @asynccontextmanager
-    async def worker_for(self, *, tenant_id: str, install_id: str, deadline: float) -> AsyncIterator[WorkerConnection]:
+    async def worker_for(self, *, tenant_id: str, install_id: str, deadline: float, apart: str = "") -> AsyncIterator[WorkerConnection]:
         """Hold a slot in a worker for one call of a tenant.
 
+        Args:
+            tenant_id: whose call.
+            install_id: of which install.
+            deadline: on the clock of `time.monotonic()`; waiting ends there.
+            apart: where set, the worker holds only calls that give the same here.
+
         Raises:
-            RefusalError: OVERLOADED: no worker became free before `deadline` (on the clock of `time.monotonic()`).
+            RefusalError: OVERLOADED: no worker became free before `deadline`.
         """
         key = tenant_id if self._settings.isolation is Isolation.TENANT else f"{tenant_id}/{install_id}"
+        if apart:
+            key = f"{key}/apart/{apart}"
         worker = await self._acquire(key, deadline)
         try:
             yield worker
@@ -347,6 +359,8 @@ class WorkerPool:
         self._promised.pop(worker, None)
         self._reserved.pop(worker, None)
         self._metrics.worker_ended(worker.end_cause)
+        if worker.suspects:
+            self._breaker.worker_died(worker.suspects)
         self._ending.add(worker)
         self._background(self._see_off(worker))
         self._publish()

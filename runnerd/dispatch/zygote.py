@@ -41,9 +41,11 @@ class ForkedWorker:
     sock: socket.socket
     """The daemon's end of the socketpair, non-blocking. The holder closes it."""
     pid: int
+    _zygote: Zygote
     _pidfd: int
     _exited: asyncio.Future[int]
     _killed: bool = field(default=False, init=False)
+    _orphaned: bool = field(default=False, init=False)
 
     def kill(self) -> None:
         """End it with SIGKILL; nothing where it has ended. A pidfd cannot hit another process that got the same number."""
@@ -55,6 +57,11 @@ class ForkedWorker:
     async def wait_exit(self) -> int:
         """Wait for its end; return the exit status, negative for a signal."""
         return await asyncio.shield(self._exited)
+
+    @property
+    def zygote_died(self) -> bool:
+        """Whether what made it has ended, and it with that: true before its own socket closes."""
+        return self._orphaned or self._zygote._has_hung_up()  # noqa: SLF001 - both classes are one thing
 
     @property
     def has_exited(self) -> bool:
@@ -118,10 +125,11 @@ class Zygote:
         finally:
             theirs.close()
         ours.setblocking(False)
-        worker = ForkedWorker(sock=ours, pid=pid, _pidfd=pidfd, _exited=asyncio.get_running_loop().create_future())
+        worker = ForkedWorker(sock=ours, pid=pid, _zygote=self, _pidfd=pidfd, _exited=asyncio.get_running_loop().create_future())
         if pid in self._early_exits:
             self._end(worker, self._early_exits.pop(pid))
         elif self._control is None:
+            worker._orphaned = True  # noqa: SLF001 - both classes are one thing
             self._end(worker, _UNKNOWN_STATUS)
         else:
             self._workers[pid] = worker
@@ -210,10 +218,22 @@ class Zygote:
         for worker in list(self._workers.values()):
             # The kernel does this too, where the worker has not talked it out of it.
             worker.kill()
+            worker._orphaned = True  # noqa: SLF001 - both classes are one thing
             self._end(worker, _UNKNOWN_STATUS)
         self._early_exits.clear()
         self._unwanted.clear()
         self._reap_process()
+
+    def _has_hung_up(self) -> bool:
+        """Tell whether the zygote has closed its end.
+
+        The kernel closes a process's descriptors before it signals its children, so whoever sees a worker ended by that signal sees this.
+        """
+        if self._control is None:
+            return True
+        poll = select.poll()
+        poll.register(self._control.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _reap_process(self) -> None:
         if self._process is not None and self._process.poll() is None and self._control is None:

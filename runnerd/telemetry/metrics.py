@@ -17,7 +17,8 @@ from registry.domain.errors import Reason
 OUTCOMES = ("completed", "trapped", "limit_exceeded", "guest_error", "error")
 TRIGGERS = ("http", "event", "schedule")
 HOST_CALL_RESULTS = ("ok", "error", "denied", "timeout", "violation")
-RESTART_CAUSES = ("exited", "violation", "backstop", "start_failed", "idle", "recycled", "isolation", "shutdown")
+RESTART_CAUSES = ("exited", "violation", "backstop", "zygote_died", "start_failed", "idle", "recycled", "isolation", "shutdown")
+CIRCUIT_STATES = ("open", "half_open", "closed")
 VERIFICATION_RESULTS = ("ok", *sorted(reason.value for reason in Reason))
 PRESCAN_PROBLEMS = (
     "truncated",
@@ -87,6 +88,10 @@ class Metrics:
         self._prescan = self._counter("prescan_refusals", "Requests refused before they were parsed.", "problem")
         self._undeclared = self._counter("undeclared_endpoint_calls", "Calls of paths that the manifest does not declare (advisory).")
         self._restarts = self._counter("worker_restarts", "Workers that ended, by cause.", "cause")
+        self._circuits = self._counter(
+            "circuit_transitions", "Circuits of tenants' versions that changed state, by the new state.", "state"
+        )
+        self._circuits_open = self._gauge("circuits_open", "Circuits that are not closed: versions paused for a tenant.")
         self._workers = self._gauge("workers", "Worker processes alive.")
         self._slots = self._gauge("pool_slots", "Calls that the workers alive can hold.")
         self._slots_used = self._gauge("pool_slots_in_use", "Calls in workers now.")
@@ -121,6 +126,8 @@ class Metrics:
             self._prescan.labels(problem)
         for cause in RESTART_CAUSES:
             self._restarts.labels(cause)
+        for state in CIRCUIT_STATES:
+            self._circuits.labels(state)
         for direction in ("request", "response"):
             self._egress.labels(direction)
 
@@ -163,6 +170,11 @@ class Metrics:
     def worker_ended(self, cause: str) -> None:
         """Count one worker that ended."""
         self._restarts.labels(_known(cause, RESTART_CAUSES)).inc()
+
+    def circuit(self, state: str, *, open_now: int) -> None:
+        """Count one transition of a circuit breaker, and say how many circuits are open."""
+        self._circuits.labels(_known(state, CIRCUIT_STATES)).inc()
+        self._circuits_open.set(open_now)
 
     def pool(self, *, workers: int, slots: int, in_use: int, waiting: int) -> None:
         """Set the pool's gauges."""

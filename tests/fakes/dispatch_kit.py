@@ -23,6 +23,7 @@ from runnerd.capabilities.catalog import HostFunction
 from runnerd.capabilities.grants import InvocationGrant
 from runnerd.capabilities.results import HostResult, failed, succeeded
 from runnerd.dispatch.admission import Admission, AdmissionLimits
+from runnerd.dispatch.breaker import CircuitBreaker
 from runnerd.dispatch.connection import ConnectionSettings, WorkerProcess
 from runnerd.dispatch.executor import Executor, ExecutorSettings
 from runnerd.dispatch.host_calls import HostCallDesk
@@ -215,6 +216,7 @@ class Kit:
 
     executor: Executor
     pool: WorkerPool
+    breaker: CircuitBreaker
     admission: Admission
     installs: MemoryInstalls
     extensions: MemoryExtensions
@@ -238,11 +240,13 @@ async def dispatching(
     defaults: LimitWishes | None = None,
     queue_seconds: float = 2.0,
     tenants: tuple[TenantId, ...] = (TENANT, OTHER_TENANT),
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Kit]:
     """Run a dispatcher over workers from `fork`, with one extension installed for `tenants`; every process is gone afterwards."""
     metrics, broker = Metrics(), MemoryBroker()
     desk = HostCallDesk(broker, metrics)
-    workers = WorkerPool(fork, desk=desk, settings=pool, connection=connection, metrics=metrics)
+    breaker = CircuitBreaker(metrics, clock=clock)
+    workers = WorkerPool(fork, desk=desk, breaker=breaker, settings=pool, connection=connection, metrics=metrics)
     installs, extensions, recorder = MemoryInstalls(), MemoryExtensions(), MemoryRecorder()
     extension = extensions.add(make_extension())
     for tenant in tenants:
@@ -255,6 +259,7 @@ async def dispatching(
         extensions=extensions,
         admission=gate,
         pool=workers,
+        breaker=breaker,
         recorder=recorder,
         metrics=metrics,
         settings=ExecutorSettings(defaults=replace(OPERATOR_DEFAULTS, **changes), ceiling=OPERATOR_CEILING, queue_seconds=queue_seconds),
@@ -264,6 +269,7 @@ async def dispatching(
         yield Kit(
             executor=executor,
             pool=workers,
+            breaker=breaker,
             admission=gate,
             installs=installs,
             extensions=extensions,

@@ -115,6 +115,7 @@ class FakeWorkerProcess:
         FakeWorkerProcess._pids += 1
         self.pid = FakeWorkerProcess._pids
         self.killed = False
+        self.zygote_died = False
         self._killed_in_time = False
         self.exit_status = 0
         """Of a script that ends by itself."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import TenantId
+from runnerd.dispatch.breaker import CircuitBreaker
 from runnerd.dispatch.connection import WorkerDiedError
 from runnerd.dispatch.host_calls import HostCallDesk
 from runnerd.dispatch.outcome import Completed
@@ -149,7 +150,7 @@ async def test_install_isolation__separates_installs_of_one_tenant() -> None:
     metrics = Metrics()
     desk = HostCallDesk(MemoryBroker(), metrics)
     settings = PoolSettings(floor=1, ceiling=4, slots=4, spread=1, isolation=Isolation.INSTALL)
-    pool = WorkerPool(fork, desk=desk, settings=settings, connection=CONNECTION, metrics=metrics)
+    pool = WorkerPool(fork, desk=desk, breaker=CircuitBreaker(metrics), settings=settings, connection=CONNECTION, metrics=metrics)
     await pool.start()
     deadline = time.monotonic() + 5
     async with (
@@ -241,7 +242,7 @@ async def test_close__refuses_who_waits_and_reaps_everything() -> None:
     metrics = Metrics()
     desk = HostCallDesk(MemoryBroker(), metrics)
     settings = PoolSettings(floor=1, ceiling=1, slots=1, spread=1)
-    pool = WorkerPool(fork, desk=desk, settings=settings, connection=CONNECTION, metrics=metrics)
+    pool = WorkerPool(fork, desk=desk, breaker=CircuitBreaker(metrics), settings=settings, connection=CONNECTION, metrics=metrics)
     await pool.start()
 
     async def wait_for_one() -> None:
