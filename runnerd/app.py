@@ -23,10 +23,12 @@ from registry.services.executions import ExecutionRecorder
 from registry.services.resolution import Resolver
 from registry.services.storage import StorageService
 from registry.tokens import ClaimNames, TokenVerifier
+from runnerd.artifacts.ahead import AheadChecker
 from runnerd.artifacts.compiler import Compiler, CompilerSettings
-from runnerd.artifacts.keys import ArtifactSigner, ArtifactVerifier
+from runnerd.artifacts.keys import ArtifactSigner, ArtifactVerifier, read_public_key
 from runnerd.artifacts.loaded import InterfaceIndex
 from runnerd.artifacts.loader import ExtensionLoader, LoaderSettings
+from runnerd.artifacts.shared import Sharing, SharingSettings
 from runnerd.assets.supervisor import AssetsServer
 from runnerd.capabilities.broker import CapabilityBroker
 from runnerd.config import ArtifactsSettings, RunnerdSettings, host_of, port_of
@@ -162,6 +164,9 @@ async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
         stack.push_async_callback(rpc.drain, 0)
         ready.attach(pool=pool, admission=admission, rpc=rpc)
         await rpc.serve()
+        ahead = AheadChecker(loader, is_busy=lambda: pool.state().in_use > 0)
+        stack.push_async_callback(ahead.aclose)
+        ahead.start()
         yield Daemon(
             grpc_port=grpc_port,
             ops_port=ops_port,
@@ -257,6 +262,11 @@ def _loader(settings: RunnerdSettings, *, resolver: Resolver, verifier: BundleVe
             loaded_bytes=artifacts.loaded_bytes,
             artifact_cache_bytes=artifacts.cache_bytes,
             interface_cache_bytes=artifacts.interface_cache_bytes,
+            sharing=SharingSettings(
+                sharing=Sharing(artifacts.sharing),
+                transfer_seconds=artifacts.shared_transfer_seconds,
+                wait_seconds=artifacts.shared_wait_seconds,
+            ),
         ),
         resolver=resolver,
         store=LocalBundleStore(settings.object_store_folder),
@@ -269,9 +279,9 @@ def _loader(settings: RunnerdSettings, *, resolver: Resolver, verifier: BundleVe
 
 
 def _records(artifacts: ArtifactsSettings, signer: ArtifactSigner) -> ArtifactVerifier:
-    if artifacts.previous_public_key_file is None:
-        return ArtifactVerifier(signer.public_key())
-    return ArtifactVerifier.from_public_file(artifacts.previous_public_key_file, signer.public_key())
+    previous = artifacts.previous_public_key_file
+    files = (*(() if previous is None else (previous,)), *artifacts.fleet_public_key_files)
+    return ArtifactVerifier(signer.public_key(), *(read_public_key(file) for file in files))
 
 
 def _pool(  # noqa: PLR0913 - the parts of a pool

@@ -124,6 +124,15 @@ class ArtifactsSettings(_Section):
     loaded_bytes: Annotated[int, Field(ge=64 * MIB)] = 1_024 * MIB
     cache_bytes: Annotated[int, Field(ge=64 * MIB)] = 8_192 * MIB
     interface_cache_bytes: Annotated[int, Field(ge=16 * MIB)] = 2_048 * MIB
+    sharing: Literal["off", "read", "read-write"] = "off"
+    """Of artifacts among the daemons of a fleet, in the object store; "read" takes what others left and leaves nothing."""
+    fleet_public_key_files: Annotated[tuple[Path, ...], Field(max_length=64)] = ()
+    """Ed25519 public keys (PEM) of the other daemons: artifacts that one of them signed run here. Whoever holds one of these keys can make
+    native code that this daemon runs."""
+    shared_transfer_seconds: Annotated[float, Field(gt=0, le=600)] = 30.0
+    """Until a shared artifact is there, or in the store."""
+    shared_wait_seconds: Annotated[float, Field(ge=0, le=3_600)] = 300.0
+    """How long another daemon's compilation is waited for."""
     compilers: Annotated[int, Field(ge=1, le=64)] = 1
     compile_seconds: Annotated[float, Field(gt=0, le=3_600)] = 120.0
 

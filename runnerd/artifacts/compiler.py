@@ -34,6 +34,7 @@ from runnerd.artifacts.compile_report import (
     printable,
     read_report,
 )
+from runnerd.artifacts.progress import Preparation
 from runnerd.artifacts.sealed import SealedFile, new_memory_file, seal
 from runnerd.artifacts.slots import CompileSlots
 from runnerd.engine.profile import MAX_MEMORIES
@@ -79,7 +80,7 @@ class Compilation:
 class ArtifactCompiler(Protocol):
     """What the loader asks of a compiler."""
 
-    async def compile(self, component: SealedFile, *, publisher: str) -> Compilation:
+    async def compile(self, component: SealedFile, *, publisher: str, preparation: Preparation | None = None) -> Compilation:
         """Compile one component, or refuse: COMPILE_REJECTED, OVERLOADED, INTERNAL."""
         ...
 
@@ -101,13 +102,15 @@ class Compiler:
             slots=settings.concurrency, waiting_per_publisher=settings.waiting_per_publisher, waiting=settings.waiting
         )
 
-    async def compile(self, component: SealedFile, *, publisher: str) -> Compilation:
-        """Compile one component, in turn with the other publishers'.
+    async def compile(self, component: SealedFile, *, publisher: str, preparation: Preparation | None = None) -> Compilation:
+        """Compile one component, in turn with the other publishers'; `preparation` is told when it waits, and when it begins.
 
         Raises:
             RefusalError: COMPILE_REJECTED where the component is at fault, OVERLOADED where too many wait, INTERNAL otherwise.
         """
-        async with self._slots.slot(publisher):
+        async with self._slots.slot(publisher, on_wait=None if preparation is None else preparation.waiting):
+            if preparation is not None:
+                preparation.compiling()
             started = time.monotonic()
             output = new_memory_file("artifact")
             owned = True

@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from registry.private_files import create_private_file
 from runnerd.artifacts.regular_files import open_regular
 
-MAX_PUBLIC_KEYS = 2
-"""The current key, and during a rotation its predecessor."""
+MAX_FLEET_KEYS = 64
+MAX_PUBLIC_KEYS = 2 + MAX_FLEET_KEYS
+"""The current key, during a rotation its predecessor, and those of the other daemons of a fleet."""
 
 _MAX_KEY_FILE_BYTES = 4096
 _PRIVATE = stat.S_IRWXG | stat.S_IRWXO
@@ -64,30 +65,13 @@ class ArtifactSigner:
 
 
 class ArtifactVerifier:
-    """Holds one or two public keys; a signature counts if the key it names is one of them."""
+    """Holds public keys; a signature counts if the key it names is one of them."""
 
     def __init__(self, *keys: Ed25519PublicKey) -> None:
         if not 1 <= len(keys) <= MAX_PUBLIC_KEYS:
             message = f"between 1 and {MAX_PUBLIC_KEYS} public keys are needed, not {len(keys)}"
             raise ValueError(message)
         self._keys = {key_id_of(key): key for key in keys}
-
-    @classmethod
-    def from_public_file(cls, path: Path, *current: Ed25519PublicKey) -> ArtifactVerifier:
-        """Read a further public key (SubjectPublicKeyInfo in PEM): the predecessor during a rotation.
-
-        Raises:
-            ArtifactKeyError: the file is not an Ed25519 public key.
-        """
-        try:
-            key = serialization.load_pem_public_key(path.read_bytes()[:_MAX_KEY_FILE_BYTES])
-        except (OSError, ValueError) as error:
-            message = f"{path}: not a public key: {error}"
-            raise ArtifactKeyError(message) from error
-        if not isinstance(key, Ed25519PublicKey):
-            message = f"{path}: the key is not Ed25519"
-            raise ArtifactKeyError(message)
-        return cls(*current, key)
 
     def is_valid(self, *, key_id: str, message: bytes, signature: bytes) -> bool:
         """Tell whether `signature` over `message` was made by the named key, and that key is one of ours."""
@@ -99,6 +83,23 @@ class ArtifactVerifier:
         except InvalidSignature:
             return False
         return True
+
+
+def read_public_key(path: Path) -> Ed25519PublicKey:
+    """Read a public key (SubjectPublicKeyInfo in PEM): of a predecessor during a rotation, or of another daemon.
+
+    Raises:
+        ArtifactKeyError: the file is not an Ed25519 public key.
+    """
+    try:
+        key = serialization.load_pem_public_key(path.read_bytes()[:_MAX_KEY_FILE_BYTES])
+    except (OSError, ValueError) as error:
+        message = f"{path}: not a public key: {error}"
+        raise ArtifactKeyError(message) from error
+    if not isinstance(key, Ed25519PublicKey):
+        message = f"{path}: the key is not Ed25519"
+        raise ArtifactKeyError(message)
+    return key
 
 
 def key_id_of(key: Ed25519PublicKey) -> str:

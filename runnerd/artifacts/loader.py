@@ -4,8 +4,8 @@ Every load, warm cache or not, takes these steps:
 
 1. the registry knows the content and has not revoked it;
 2. the stored signature verifies against the current trust root, by a signer that its publisher has now;
-3. the artifact record of this installation verifies for this bundle, this engine and these very bytes (T1), or the archive is
-   fetched, checked against the hash and compiled again.
+3. an artifact record of this installation verifies for this bundle, this engine and these very bytes (T1), or the archive is
+   fetched, checked against the hash and compiled again (`runnerd.artifacts.sources`).
 
 A warm cache saves the download and the compilation, never a check. What is handed out lies in memory that nobody can write to.
 """
@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,24 +28,19 @@ from registry.domain.limits import MIB
 from registry.domain.records import LoadableBundle
 from runnerd.artifacts.archives import ArchiveReader
 from runnerd.artifacts.authority import Admission, LoadableResolver, LoadAuthority, SignatureVerifier
-from runnerd.artifacts.cache import ArtifactCache
-from runnerd.artifacts.compiler import ArtifactCompiler, Compilation
+from runnerd.artifacts.cache import ArtifactCache, CacheEntry
+from runnerd.artifacts.compiler import ArtifactCompiler
 from runnerd.artifacts.failures import RecentFailures
 from runnerd.artifacts.flights import SingleFlight, StillRunningError
 from runnerd.artifacts.interface_store import InterfaceStore
 from runnerd.artifacts.keys import ArtifactSigner, ArtifactVerifier
 from runnerd.artifacts.loaded import CompiledExtension, InterfaceFile, InterfaceIndex, WarmOutcome
 from runnerd.artifacts.observations import VERIFIED, LoaderMetrics
-from runnerd.artifacts.records import (
-    ArtifactStatement,
-    InterfaceStatement,
-    reject,
-    verify_artifact_record,
-    verify_interface_record,
-    write_artifact_record,
-)
+from runnerd.artifacts.progress import ProgressBoard
+from runnerd.artifacts.records import InterfaceStatement, reject, verify_interface_record
 from runnerd.artifacts.sealed import SealedFile
-from runnerd.engine.profile import BRIDGE_VERSION
+from runnerd.artifacts.shared import SharedArtifacts, SharingSettings
+from runnerd.artifacts.sources import ArtifactSources, ReadyArtifact
 
 __all__ = [
     "CompiledExtension",
@@ -80,14 +74,8 @@ class LoaderSettings:
     reverify_seconds: float = 24 * 3600.0
     """Signatures are verified again after this time, even where nothing is known to have changed."""
     bundle_limits: BundleLimits = DEFAULT_LIMITS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Loaded:
-    artifact: SealedFile
-    statement: ArtifactStatement
-    compile_seconds: float | None
-    """None where it came from the cache."""
+    sharing: SharingSettings = field(default_factory=SharingSettings)
+    """Of artifacts among the daemons of a fleet."""
 
 
 class ExtensionLoader:
@@ -100,7 +88,7 @@ class ExtensionLoader:
         verifier: verifies signatures (`registry.provenance.verifier.BundleVerifier`); called in threads.
         compiler: makes artifacts.
         signer: signs records; its key never leaves this process.
-        records: verifies records; knows the signer's public key, and during a rotation the one before.
+        records: verifies records; knows the signer's public key, during a rotation the one before, and those of the fleet.
         metrics: told what happens.
         trust_generation: changes whenever the trust root does.
     """
@@ -119,8 +107,6 @@ class ExtensionLoader:
         trust_generation: Callable[[], object] = int,
     ) -> None:
         self._settings = settings
-        self._compiler = compiler
-        self._signer = signer
         self._records = records
         self._metrics = metrics
         self._authority = LoadAuthority(
@@ -137,6 +123,16 @@ class ExtensionLoader:
             max_bytes=settings.artifact_cache_bytes,
             max_artifact_bytes=settings.max_artifact_bytes,
         )
+        self._sources = ArtifactSources(
+            cache=self._cache,
+            shared=SharedArtifacts(store, settings.sharing, fingerprint=settings.engine_fingerprint, records=records, metrics=metrics),
+            compiler=compiler,
+            signer=signer,
+            records=records,
+            fingerprint=settings.engine_fingerprint,
+            metrics=metrics,
+        )
+        self._board = ProgressBoard(metrics)
         self._interfaces = InterfaceStore(settings.cache_folder / "ui", max_bytes=settings.interface_cache_bytes)
         self._archives = ArchiveReader(
             store=store,
@@ -146,9 +142,9 @@ class ExtensionLoader:
             limits=settings.bundle_limits,
         )
         self._failures = RecentFailures()
-        self._loaded: OrderedDict[ContentHash, _Loaded] = OrderedDict()
+        self._loaded: OrderedDict[ContentHash, ReadyArtifact] = OrderedDict()
         self._indexes: OrderedDict[ContentHash, InterfaceStatement] = OrderedDict()
-        self._artifact_flights: SingleFlight[ContentHash, _Loaded] = SingleFlight()
+        self._artifact_flights: SingleFlight[ContentHash, ReadyArtifact] = SingleFlight()
         self._interface_flights: SingleFlight[ContentHash, InterfaceStatement] = SingleFlight()
 
     async def load(self, content_hash: ContentHash, *, wait_seconds: float | None = None) -> CompiledExtension:
@@ -192,6 +188,35 @@ class ExtensionLoader:
         await self.interface(content_hash)
         return outcome
 
+    async def list_cached(self) -> tuple[CacheEntry, ...]:
+        """List what the disk holds for this engine, last used first, unverified; remove what only engines long gone could use."""
+        await asyncio.to_thread(self._cache.prune)
+        return await asyncio.to_thread(self._cache.recent)
+
+    async def check(self, entry: CacheEntry) -> bool:
+        """Take every step of a load for an artifact on disk, and keep it in memory for the first call.
+
+        Nothing is compiled, nothing that is in memory makes room, and what a call loads meanwhile is left alone.
+
+        Returns:
+            False where memory has no room for it.
+
+        Raises:
+            RefusalError: what the registry refuses, SIGNATURE_REJECTED, BUNDLE_UNAVAILABLE.
+        """
+        content_hash = entry.content_hash
+        if self._loaded_bytes() + entry.size > self._settings.loaded_bytes:
+            return False
+        await self._admit(content_hash)  # (1), (2)
+        if content_hash not in self._loaded:
+            ready = await self._sources.find_cached(content_hash, used=False)  # (3)
+            if ready is not None and content_hash not in self._loaded:
+                self._metrics.artifact_loaded("check")
+                self._loaded[content_hash] = ready
+                # Whatever a call asked for was used later than this.
+                self._loaded.move_to_end(content_hash, last=False)
+        return True
+
     async def interface(self, content_hash: ContentHash) -> InterfaceIndex:
         """Return the files of a verified bundle's interface; they lie on disk, intact when this process first looked.
 
@@ -220,6 +245,7 @@ class ExtensionLoader:
         """Stop what runs, compilers included. Descriptors that are held elsewhere stay open."""
         await self._artifact_flights.aclose()
         await self._interface_flights.aclose()
+        await self._sources.aclose()
         await self._authority.aclose()
         self._loaded.clear()
 
@@ -233,7 +259,7 @@ class ExtensionLoader:
                 self._indexes.pop(content_hash, None)
             raise
 
-    async def _prepared(self, bundle: LoadableBundle, wait_seconds: float | None) -> _Loaded:
+    async def _prepared(self, bundle: LoadableBundle, wait_seconds: float | None) -> ReadyArtifact:
         content_hash = bundle.content_hash
         known = self._loaded.get(content_hash)
         if known is not None:
@@ -242,74 +268,34 @@ class ExtensionLoader:
         try:
             return await self._artifact_flights.run(content_hash, lambda: self._prepare(bundle), wait_seconds=wait_seconds)
         except StillRunningError as error:
-            raise RefusalError(Reason.COMPILING, "The extension is being prepared; try again in a few seconds.") from error
+            progress = self._board.describe(content_hash)
+            raise RefusalError(
+                Reason.COMPILING, "The extension is being prepared; try again in a few seconds.", metadata=progress
+            ) from error
 
-    async def _prepare(self, bundle: LoadableBundle) -> _Loaded:
-        loaded = await self._from_cache(bundle.content_hash)
-        if loaded is None:
-            loaded = await self._remembering(bundle, self._compile)
-        self._metrics.artifact_loaded("cache" if loaded.compile_seconds is None else "compiler")
-        self._keep(bundle.content_hash, loaded)
-        return loaded
+    async def _prepare(self, bundle: LoadableBundle) -> ReadyArtifact:
+        with self._board.preparing(bundle) as preparation:
+            ready = await self._sources.find_cached(bundle.content_hash)
+            if ready is None:
+                making = self._sources.make(bundle, lambda: self._unpack(bundle), preparation)
+                ready = await self._remembering(bundle, making)
+        self._metrics.artifact_loaded(ready.source)
+        self._keep(bundle.content_hash, ready)
+        return ready
 
-    async def _from_cache(self, content_hash: ContentHash) -> _Loaded | None:
-        found = await asyncio.to_thread(self._cache.find, content_hash)
-        if found is None:
-            return None
-        try:
-            statement = verify_artifact_record(
-                found.record, self._records, content_hash=content_hash, engine_fingerprint=self._settings.engine_fingerprint
-            )
-            # SECURITY: the digest is of the sealed copy, not of the file on disk.
-            if (statement.artifact_sha256, statement.artifact_bytes) != (found.artifact.sha256, found.artifact.size):
-                reject("the artifact is not the one of the record")
-        except RefusalError as refusal:
-            self._note_rejected(content_hash, refusal)
-            await asyncio.to_thread(self._cache.discard, content_hash)
-            return None
-        return _Loaded(artifact=found.artifact, statement=statement, compile_seconds=None)
-
-    async def _compile(self, bundle: LoadableBundle) -> _Loaded:
+    async def _unpack(self, bundle: LoadableBundle) -> SealedFile:
         unpacked = await self._archives.fetch(bundle, component=True)
+        self._metrics.verification(VERIFIED)
         self._forget_interfaces(unpacked.evicted)
         self._keep_index(bundle.content_hash, unpacked.interface)
         if unpacked.component is None:
             raise RefusalError(Reason.INVALID_BUNDLE, "The bundle has no component.")
-        started = time.monotonic()
-        try:
-            compilation = await self._compiler.compile(unpacked.component, publisher=bundle.publisher_id)
-        finally:
-            self._metrics.compiled(time.monotonic() - started)
-        statement = self._state(bundle.content_hash, unpacked.component, compilation)
-        await self._store(bundle.content_hash, compilation.artifact, statement)
-        return _Loaded(artifact=compilation.artifact, statement=statement, compile_seconds=compilation.seconds)
-
-    def _state(self, content_hash: ContentHash, component: SealedFile, compilation: Compilation) -> ArtifactStatement:
-        # SECURITY: every fact is the daemon's own but the count of memories and the bridge's use, which can mislead only about the
-        # component's own code; the hashes are of what was sent and of what came back, for the bundle that was asked for (T16).
-        return ArtifactStatement(
-            content_hash=content_hash,
-            component_sha256=component.sha256,
-            bridge_version=BRIDGE_VERSION,
-            bridge_applied=compilation.bridge_applied,
-            engine_fingerprint=self._settings.engine_fingerprint,
-            artifact_sha256=compilation.artifact.sha256,
-            artifact_bytes=compilation.artifact.size,
-            memories=compilation.memories,
-        )
-
-    async def _store(self, content_hash: ContentHash, artifact: SealedFile, statement: ArtifactStatement) -> None:
-        record = write_artifact_record(statement, self._signer)
-        try:
-            await asyncio.to_thread(self._cache.store, content_hash, artifact, record)
-        except OSError as error:
-            # A full disk costs the next start a compilation, not this call its answer.
-            _LOG.warning("artifact not cached: %s", error, extra={"content_hash": content_hash})
+        return unpacked.component
 
     async def _find_interface(self, bundle: LoadableBundle) -> InterfaceStatement:
         statement = await self._interface_on_disk(bundle.content_hash)
         if statement is None:
-            statement = await self._remembering(bundle, self._fetch_interface)
+            statement = await self._remembering(bundle, self._fetch_interface(bundle))
         self._keep_index(bundle.content_hash, statement)
         return statement
 
@@ -322,36 +308,35 @@ class ExtensionLoader:
             if await asyncio.to_thread(self._interfaces.find_damaged, statement.files.values()) is not None:
                 reject("a file of the interface is missing or altered")
         except RefusalError as refusal:
-            self._note_rejected(content_hash, refusal)
+            self._metrics.verification(refusal.reason)
+            _LOG.error("cached interface rejected: %s", refusal.metadata.get("why", ""), extra={"content_hash": content_hash})
             return None
         return statement
 
     async def _fetch_interface(self, bundle: LoadableBundle) -> InterfaceStatement:
         unpacked = await self._archives.fetch(bundle, component=False)
+        self._metrics.verification(VERIFIED)
         self._forget_interfaces(unpacked.evicted)
         return unpacked.interface
 
-    async def _remembering(self, bundle: LoadableBundle, work: Callable[[LoadableBundle], Awaitable[T]]) -> T:
-        """Do `work` on an archive; count how it went, and keep in mind why it failed."""
+    async def _remembering(self, bundle: LoadableBundle, work: Awaitable[T]) -> T:
+        """Do `work` on an archive; count why it failed, and keep it in mind."""
         try:
-            result = await work(bundle)
+            return await work
         except RefusalError as refusal:
             self._metrics.verification(refusal.reason)
             self._failures.remember(bundle.content_hash, refusal)
             raise
-        self._metrics.verification(VERIFIED)
-        return result
 
-    def _note_rejected(self, content_hash: ContentHash, refusal: RefusalError) -> None:
-        self._metrics.verification(refusal.reason)
-        _LOG.error("cached file rejected: %s", refusal.metadata.get("why", ""), extra={"content_hash": content_hash})
-
-    def _keep(self, content_hash: ContentHash, loaded: _Loaded) -> None:
+    def _keep(self, content_hash: ContentHash, loaded: ReadyArtifact) -> None:
         self._loaded[content_hash] = loaded
         self._loaded.move_to_end(content_hash)
-        while len(self._loaded) > 1 and sum(one.artifact.size for one in self._loaded.values()) > self._settings.loaded_bytes:
+        while len(self._loaded) > 1 and self._loaded_bytes() > self._settings.loaded_bytes:
             # Who holds it keeps its descriptor; it closes with the last holder.
             self._loaded.popitem(last=False)
+
+    def _loaded_bytes(self) -> int:
+        return sum(one.artifact.size for one in self._loaded.values())
 
     def _keep_index(self, content_hash: ContentHash, statement: InterfaceStatement) -> None:
         self._indexes[content_hash] = statement
@@ -364,5 +349,5 @@ class ExtensionLoader:
             self._indexes.pop(content_hash, None)
 
 
-def _extension(admission: Admission, loaded: _Loaded) -> CompiledExtension:
+def _extension(admission: Admission, loaded: ReadyArtifact) -> CompiledExtension:
     return CompiledExtension(bundle=admission.bundle, signer=admission.signer, artifact=loaded.artifact, statement=loaded.statement)

@@ -19,5 +19,13 @@ class LoaderMetrics(Protocol):
         ...
 
     def artifact_loaded(self, source: str) -> None:
-        """An artifact was made ready: from "memory", "cache" or "compiler"."""
+        """An artifact was made ready: from "memory", "cache", "shared" or "compiler"; "check" ahead of any call."""
+        ...
+
+    def shared_artifact(self, result: str) -> None:
+        """The object store was asked for an artifact, or given one: see `runnerd.telemetry.metrics.SHARED_RESULTS`."""
+        ...
+
+    def preparing(self, *, waiting: int, compiling: int, oldest_start: float) -> None:
+        """Preparations as of now: waiting for a compiler, in one, and when the oldest of these began (Unix time; 0 without any)."""
         ...

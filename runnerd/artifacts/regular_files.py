@@ -25,6 +25,8 @@ class RegularFile:
     size: int
     mode: int
     """Permission bits."""
+    place: tuple[int, int]
+    """Device and number of the file, whatever names it has."""
 
 
 @contextlib.contextmanager
@@ -44,6 +46,7 @@ def open_regular(path: Path | str, *, folder: int | None = None) -> Iterator[Reg
         if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
             message = f"{path} is not a regular file of this user"
             raise ForeignFileError(message)
-        yield RegularFile(descriptor=descriptor, size=facts.st_size, mode=stat.S_IMODE(facts.st_mode))
+        place = (facts.st_dev, facts.st_ino)
+        yield RegularFile(descriptor=descriptor, size=facts.st_size, mode=stat.S_IMODE(facts.st_mode), place=place)
     finally:
         os.close(descriptor)

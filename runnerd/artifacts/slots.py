@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from registry.domain.errors import Reason, RefusalError
 
@@ -28,19 +28,23 @@ class CompileSlots:
         return sum(len(queue) for queue in self._queues.values())
 
     @contextlib.asynccontextmanager
-    async def slot(self, publisher: str) -> AsyncIterator[None]:
+    async def slot(self, publisher: str, *, on_wait: Callable[[Callable[[], int]], None] | None = None) -> AsyncIterator[None]:
         """Hold a slot for the length of the block.
+
+        Args:
+            publisher: whose turn it takes.
+            on_wait: told, where it has to wait, how to find how many have their turn before it.
 
         Raises:
             RefusalError: OVERLOADED where too many of this publisher, or of all, wait already.
         """
-        await self._acquire(publisher)
+        await self._acquire(publisher, on_wait)
         try:
             yield
         finally:
             self._release()
 
-    async def _acquire(self, publisher: str) -> None:
+    async def _acquire(self, publisher: str, on_wait: Callable[[Callable[[], int]], None] | None) -> None:
         if self._free > 0:
             self._free -= 1
             return
@@ -49,6 +53,8 @@ class CompileSlots:
         turn = asyncio.get_running_loop().create_future()
         self._queues.setdefault(publisher, deque()).append(turn)
         try:
+            if on_wait is not None:
+                on_wait(lambda: self._ahead_of(publisher, turn))
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
@@ -57,6 +63,20 @@ class CompileSlots:
             else:
                 self._withdraw(publisher, turn)
             raise
+
+    def _ahead_of(self, publisher: str, turn: asyncio.Future[None]) -> int:
+        """Count the turns before this one: one of every publisher for each round, and one more of those who come before its own."""
+        queue = self._queues.get(publisher)
+        if queue is None or turn not in queue:
+            return 0
+        round_ = queue.index(turn)
+        ahead, before = round_, True
+        for other, waiting in self._queues.items():
+            if other == publisher:
+                before = False
+            else:
+                ahead += min(len(waiting), round_ + 1 if before else round_)
+        return ahead
 
     def _withdraw(self, publisher: str, turn: asyncio.Future[None]) -> None:
         queue = self._queues.get(publisher)

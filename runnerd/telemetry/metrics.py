@@ -20,6 +20,20 @@ HOST_CALL_RESULTS = ("ok", "error", "denied", "timeout", "violation")
 RESTART_CAUSES = ("exited", "violation", "backstop", "zygote_died", "start_failed", "idle", "recycled", "isolation", "shutdown")
 CIRCUIT_STATES = ("open", "half_open", "closed")
 VERIFICATION_RESULTS = ("ok", *sorted(reason.value for reason in Reason))
+ARTIFACT_SOURCES = ("memory", "cache", "shared", "compiler", "check")
+SHARED_RESULTS = (
+    "found",
+    "absent",
+    "rejected",
+    "unavailable",
+    "waited_in_vain",
+    "stored",
+    "present",
+    "occupied",
+    "not_stored",
+    "dropped",
+)
+"""Of looking for an artifact of another daemon (the first five), and of leaving one for the others."""
 PRESCAN_PROBLEMS = (
     "truncated",
     "unknown_field",
@@ -98,6 +112,11 @@ class Metrics:
         self._waiting = self._gauge("admission_waiting", "Calls that wait for a place.")
         self._compiles = self._histogram("compile_duration_seconds", "Time of compilations.", _COMPILE_SECONDS)
         self._loads = self._counter("artifact_loads", "Artifacts made ready, by where they came from.", "source")
+        self._preparing = self._gauge("preparations", "Bundles that wait for a compiler, or are in one.", "stage")
+        self._oldest_compile = self._gauge(
+            "oldest_compilation_start_seconds", "Unix time at which the oldest running compilation began, or 0."
+        )
+        self._shared = self._counter("shared_artifacts", "Artifacts taken from, and left in, the object store.", "result")
         self._verifications = self._counter("bundle_verifications", "Verifications of bundles at load, by result.", "result")
         self._hardening = self._gauge("hardening_applied", "1 where the step holds in every worker alive.", "step")
         self._engine = self._gauge("engine_info", "Always 1; version and fingerprint of the engine.", "version", "fingerprint")
@@ -124,6 +143,10 @@ class Metrics:
             self._refusals.labels(reason.value)
         for problem in PRESCAN_PROBLEMS:
             self._prescan.labels(problem)
+        for source in ARTIFACT_SOURCES:
+            self._loads.labels(source)
+        for result in SHARED_RESULTS:
+            self._shared.labels(result)
         for cause in RESTART_CAUSES:
             self._restarts.labels(cause)
         for state in CIRCUIT_STATES:
@@ -188,8 +211,18 @@ class Metrics:
         self._compiles.observe(seconds)
 
     def artifact_loaded(self, source: str) -> None:
-        """Count one artifact made ready: from "memory", "cache" or "compiler"."""
-        self._loads.labels(_known(source, ("memory", "cache", "compiler"))).inc()
+        """Count one artifact made ready, by where it came from; "check" is from the cache ahead of any call."""
+        self._loads.labels(_known(source, ARTIFACT_SOURCES)).inc()
+
+    def shared_artifact(self, result: str) -> None:
+        """Count one artifact asked of, or given to, the object store."""
+        self._shared.labels(_known(result, SHARED_RESULTS)).inc()
+
+    def preparing(self, *, waiting: int, compiling: int, oldest_start: float) -> None:
+        """Set the gauges of what waits for a compiler and what is in one; the oldest's start as Unix time, 0 without any."""
+        self._preparing.labels("waiting").set(waiting)
+        self._preparing.labels("compiling").set(compiling)
+        self._oldest_compile.set(oldest_start)
 
     def verification(self, result: str) -> None:
         """Count one verification of a bundle: "ok" or a reason of the catalog."""

@@ -7,14 +7,14 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from registry.bundles.local import LocalBundleStore
 from registry.bundles.manifest import parse_manifest
 from registry.bundles.packing import pack_files
-from registry.bundles.store import object_keys
+from registry.bundles.store import BundleStore, object_keys
 from registry.domain.digests import ContentHash, content_hash
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import ExtensionId, PublisherId, VersionId
@@ -22,6 +22,7 @@ from registry.domain.records import AllowedSigner, LoadableBundle
 from runnerd.artifacts.compiler import ArtifactCompiler, Compilation
 from runnerd.artifacts.keys import ArtifactSigner, ArtifactVerifier
 from runnerd.artifacts.loader import ExtensionLoader, LoaderSettings
+from runnerd.artifacts.progress import Preparation
 from runnerd.artifacts.sealed import SealedFile, seal_bytes
 
 FINGERPRINT = hashlib.sha256(b"the engine of the tests").hexdigest()
@@ -126,6 +127,8 @@ class FakeVerifier:
 class RecordingMetrics:
     def __init__(self) -> None:
         self.seen: Counter[str] = Counter()
+        self.stages: list[tuple[int, int, bool]] = []
+        """Waiting for a compiler, in one, and whether the oldest of these has a start."""
 
     def verification(self, result: str) -> None:
         self.seen[f"verification:{result}"] += 1
@@ -137,6 +140,12 @@ class RecordingMetrics:
     def artifact_loaded(self, source: str) -> None:
         self.seen[f"loaded:{source}"] += 1
 
+    def shared_artifact(self, result: str) -> None:
+        self.seen[f"shared:{result}"] += 1
+
+    def preparing(self, *, waiting: int, compiling: int, oldest_start: float) -> None:
+        self.stages.append((waiting, compiling, oldest_start > 0))
+
 
 class FakeCompiler:
     """Makes an artifact in this process: an ELF magic, and the component's bytes behind it."""
@@ -147,7 +156,9 @@ class FakeCompiler:
         self.gate: asyncio.Event | None = None
         self.refusal: RefusalError | None = None
 
-    async def compile(self, component: SealedFile, *, publisher: str) -> Compilation:
+    async def compile(self, component: SealedFile, *, publisher: str, preparation: Preparation | None = None) -> Compilation:
+        if preparation is not None:
+            preparation.compiling()
         self.compiled.append(component.sha256)
         self.publishers.append(publisher)
         if self.gate is not None:
@@ -155,6 +166,13 @@ class FakeCompiler:
         if self.refusal is not None:
             raise self.refusal
         return Compilation(artifact=seal_bytes("artifact", artifact_for(read(component))), bridge_applied=False, memories=1, seconds=0.25)
+
+
+async def until(condition: Callable[[], object], *, seconds: float = 20) -> None:
+    """Wait for what nobody signals."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
 
 
 def artifact_for(component: bytes) -> bytes:
@@ -175,17 +193,28 @@ class Installation:
     compiler: FakeCompiler = field(default_factory=FakeCompiler)
     metrics: RecordingMetrics = field(default_factory=RecordingMetrics)
     signer: ArtifactSigner = field(default_factory=ArtifactSigner.generate)
+    trusted: list[ArtifactSigner] = field(default_factory=list)
+    """Further keys whose artifact records count: a predecessor, other daemons of the fleet."""
+    objects: Path | None = None
+    """The object store, where it is another machine's."""
+
+    def neighbour(self, folder: Path) -> Installation:
+        """Another daemon of the same fleet: one registry, one object store, its own cache and key; the two trust each other."""
+        other = Installation(folder=folder, resolver=self.resolver, verifier=self.verifier, objects=self.object_path(""))
+        other.trusted.append(self.signer)
+        self.trusted.append(other.signer)
+        return other
 
     @property
     def store(self) -> LocalBundleStore:
-        return LocalBundleStore(self.folder / "bundles")
+        return LocalBundleStore(self.object_path(""))
 
     @property
     def cache(self) -> Path:
         return self.folder / "cache"
 
     def object_path(self, key: str) -> Path:
-        return self.folder / "bundles" / key
+        return (self.objects or self.folder / "bundles") / key
 
     def artifact_path(self, bundle: SampleBundle, suffix: str = ".cwasm", fingerprint: str = FINGERPRINT) -> Path:
         return self.cache / "artifacts" / fingerprint / (bundle.hash.removeprefix("sha256:") + suffix)
@@ -197,16 +226,23 @@ class Installation:
         self.resolver.bundles[bundle.hash] = bundle.loadable
         return bundle
 
-    def loader(self, *, compiler: ArtifactCompiler | None = None, fingerprint: str = FINGERPRINT, **settings: object) -> ExtensionLoader:
+    def loader(
+        self,
+        *,
+        compiler: ArtifactCompiler | None = None,
+        fingerprint: str = FINGERPRINT,
+        store: BundleStore | None = None,
+        **settings: object,
+    ) -> ExtensionLoader:
         """A daemon that starts now on this machine."""
         return ExtensionLoader(
-            LoaderSettings(cache_folder=self.cache, engine_fingerprint=fingerprint, **settings),  # type: ignore[arg-type]
+            LoaderSettings(**{"cache_folder": self.cache, "engine_fingerprint": fingerprint} | settings),  # type: ignore[arg-type]
             resolver=self.resolver,
-            store=self.store,
+            store=store or self.store,
             verifier=self.verifier,
             compiler=compiler or self.compiler,
             signer=self.signer,
-            records=ArtifactVerifier(self.signer.public_key()),
+            records=ArtifactVerifier(self.signer.public_key(), *(other.public_key() for other in self.trusted)),
             metrics=self.metrics,
             trust_generation=lambda: self.verifier.root,
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from runnerd.artifacts import cache as cache_module
-from runnerd.artifacts import loader as loader_module
+from runnerd.artifacts import sources as sources_module
 from runnerd.artifacts.compiler import Compiler, CompilerSettings
 from runnerd.artifacts.keys import ArtifactSigner
 from runnerd.artifacts.loader import ExtensionLoader
@@ -137,7 +137,7 @@ async def test_an_artifact_of_another_engine(installation: Installation, warm: P
     other = installation.loader(compiler=Compiler(CompilerSettings(), engine_fingerprint="0" * 64), fingerprint="0" * 64)
     folder = path_of(installation, b).parent
     shutil.copytree(folder, folder.with_name("0" * 64))
-    found = await other._from_cache(b.hash)
+    found = await other._sources.find_cached(b.hash)
     assert found is None
     assert installation.metrics.seen["verification:ARTIFACT_REJECTED"] == 1
 
@@ -198,7 +198,7 @@ async def test_replaced_between_the_check_and_the_mapping(installation: Installa
             draft.replace(path_of(installation, b, suffix))
         return verify_artifact_record(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loader_module, "verify_artifact_record", paused)
+    monkeypatch.setattr(sources_module, "verify_artifact_record", paused)
     extension = await daemon(installation).load(b.hash)
     assert run_marker(extension.artifact.fileno()) == "I am b"
     monkeypatch.undo()

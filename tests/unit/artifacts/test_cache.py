@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -178,11 +179,75 @@ def test_a_second_store_replaces_the_first(tmp_path: Path) -> None:
 
 def test_what_is_discarded_is_gone(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
-    cache.discard(A)
     cache.store(A, seal_bytes("x", b"native"), RECORD)
-    cache.discard(A)
+    found = cache.find(A)
+    assert found is not None
+    cache.discard(A, found)
+    cache.discard(A, found)
     assert cache.find(A) is None
     assert list(path_of(tmp_path, A).parent.iterdir()) == []
+
+
+def test_what_another_process_stored_meanwhile_is_not_discarded(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    cache.store(A, seal_bytes("x", b"altered"), RECORD)
+    rejected = cache.find(A)
+    assert rejected is not None
+    make_cache(tmp_path).store(A, seal_bytes("x", b"native"), RECORD)
+    cache.discard(A, rejected)
+    found = cache.find(A)
+    assert found is not None
+    assert read(found.artifact) == b"native"
+
+
+def test_entries_are_listed_last_used_first_and_a_check_is_no_use(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    for bundle, seconds in ((A, 300), (B, 100), (C, 200)):
+        cache.store(bundle, seal_bytes("x", b"native" + bytes(seconds)), RECORD)
+        age(tmp_path, bundle, seconds)
+    (path_of(tmp_path, A).parent / "foreign.record").write_bytes(b"x")
+    path_of(tmp_path, C).unlink()
+    assert [(entry.content_hash, entry.size) for entry in cache.recent()] == [(B, 106), (A, 306)]
+    cache.find(A, used=False)
+    assert [entry.content_hash for entry in cache.recent()] == [B, A]
+    cache.find(A)
+    assert [entry.content_hash for entry in cache.recent()] == [A, B]
+
+
+def test_an_empty_or_missing_cache_lists_nothing(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    cache.prune()
+    assert cache.recent() == ()
+
+
+@pytest.mark.parametrize(("days", "kept"), [(13, True), (15, False)])
+def test_an_engine_that_nobody_used_for_two_weeks_is_forgotten(tmp_path: Path, days: int, kept: bool) -> None:
+    old = make_cache(tmp_path, fingerprint="0" * 64)
+    old.store(A, seal_bytes("x", b"old"), RECORD)
+    cache = make_cache(tmp_path)
+    cache.store(A, seal_bytes("x", b"native"), RECORD)
+    then = time.time() - days * 24 * 3600
+    folder = tmp_path / "artifacts" / ("0" * 64)
+    for path in [*folder.iterdir(), folder, *path_of(tmp_path, A).parent.iterdir(), path_of(tmp_path, A).parent]:
+        os.utime(path, (then, then))
+    cache.prune()
+    assert folder.exists() is kept
+    assert (old.find(A) is not None) is kept
+    assert cache.find(A) is not None
+
+
+def test_what_is_not_ours_keeps_its_folder(tmp_path: Path) -> None:
+    other = tmp_path / "artifacts" / "somebody"
+    (other / "folder").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_bytes(b"x")
+    (tmp_path / "artifacts" / "link").symlink_to(tmp_path / "elsewhere")
+    os.utime(other, (0, 0))
+    os.utime(tmp_path / "elsewhere", (0, 0))
+    os.utime(tmp_path / "elsewhere" / "file", (0, 0))
+    make_cache(tmp_path).prune()
+    assert (other / "folder").exists()
+    assert (tmp_path / "elsewhere" / "file").exists()
 
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""Who of a fleet compiles an artifact now: one daemon, while the others wait for what it shares (T39).
+
+A claim is an object beside the artifact's that one daemon created; it is written anew while the work goes on, so one that does not change
+for a while belongs to nobody any more. No clock of another machine is believed, and nothing but time can be lost by a false claim: whoever
+waited for long enough does the work itself, and two who work at once make the same thing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+from registry.bundles.store import BundleStore, ObjectNotFoundError
+from registry.domain.errors import RefusalError
+
+_LOG = logging.getLogger(__name__)
+_MAX_CLAIM_BYTES = 256
+_TYPE = "text/plain"
+STALE_SECONDS = 30.0
+"""A claim that was not renewed for this long belongs to nobody."""
+RENEWALS = 3
+"""How often a claim is renewed in that time."""
+
+
+class Claims:
+    """The claims of one daemon. Belongs to one event loop.
+
+    Every method may raise `RefusalError(BUNDLE_UNAVAILABLE)` but `release` and `aclose`.
+
+    Args:
+        store: where they lie.
+        key_of: names the object of a claim.
+        stale_seconds: after which an unchanged claim of another daemon is taken over.
+    """
+
+    def __init__(self, store: BundleStore, key_of: Callable[[str], str], *, stale_seconds: float = STALE_SECONDS) -> None:
+        self._store = store
+        self._key_of = key_of
+        self._stale_seconds = stale_seconds
+        self._held: set[str] = set()
+        self._seen: dict[str, tuple[bytes, float]] = {}
+        """Claims of others that somebody waits for: what they said, and since when, on the clock of `time.monotonic()`."""
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def take(self, name: str) -> bool:
+        """Claim `name`; False where another daemon has it and is alive."""
+        key = self._key_of(name)
+        if not await self._write(key):
+            if not await self._is_stale(name, key):
+                return False
+            _LOG.warning("claim of another daemon is stale", extra={"claim": key})
+            await self._store.delete(key)
+            await self._write(key)
+        self.forget(name)
+        self._held.add(name)
+        if self._renewing is None:
+            self._renewing = asyncio.get_running_loop().create_task(self._renew())
+        return True
+
+    def forget(self, name: str) -> None:
+        """Stop watching a claim of another daemon."""
+        self._seen.pop(name, None)
+
+    async def release(self, name: str) -> None:
+        """Give up a claim of this daemon, if it has it. A store that does not answer leaves it to become stale."""
+        if name in self._held:
+            self._held.discard(name)
+            with contextlib.suppress(RefusalError):
+                await self._store.delete(self._key_of(name))
+
+    async def aclose(self) -> None:
+        """Stop renewing. What is held becomes stale."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
+            self._renewing = None
+
+    async def _write(self, key: str) -> bool:
+        return await self._store.put_if_absent(key, secrets.token_hex(16).encode(), content_type=_TYPE)
+
+    async def _is_stale(self, name: str, key: str) -> bool:
+        try:
+            said = await self._store.read(key, _MAX_CLAIM_BYTES)
+        except ObjectNotFoundError:
+            # Given up in this moment; the next try gets it.
+            return False
+        before = self._seen.get(name)
+        if before is None or before[0] != said:
+            self._seen[name] = (said, time.monotonic())
+            return False
+        return time.monotonic() - before[1] >= self._stale_seconds
+
+    async def _renew(self) -> None:
+        """Write every claim held anew, a few times before it would be stale. Who looks in between may take it; that is no harm."""
+        while True:
+            await asyncio.sleep(self._stale_seconds / RENEWALS)
+            for name in list(self._held):
+                with contextlib.suppress(RefusalError):
+                    await self._store.delete(self._key_of(name))
+                    # Released while the line above waited: then nobody would take the new one away.
+                    if name in self._held:
+                        await self._write(self._key_of(name))
