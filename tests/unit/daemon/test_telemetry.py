@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -12,7 +13,7 @@ import pytest
 import structlog
 
 from registry.domain.errors import Reason
-from registry.logs import MAX_VALUE_CHARACTERS, configure_logs, correlated
+from registry.logs import MAX_VALUE_CHARACTERS, configure_logs, correlate, correlated
 from runnerd.dispatch.outcome import Usage
 from runnerd.rpc.wire import WireProblem
 from runnerd.telemetry.metrics import PRESCAN_PROBLEMS, Metrics
@@ -27,7 +28,6 @@ def log() -> Iterator[io.StringIO]:
     yield stream
     root.handlers, root.level = handlers, level
     structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -65,6 +65,47 @@ def test_exception__is_written_as_a_field(log: io.StringIO) -> None:
     except ValueError:
         structlog.get_logger("x").exception("failed")
     assert "ValueError: invalid literal" in lines(log)[0]["exception"]
+
+
+def test_correlation__ends_with_its_block_and_stays_in_its_task(log: io.StringIO) -> None:
+    async def task(name: str) -> None:
+        correlate(request_id=name)
+        await asyncio.sleep(0)
+        with correlated(tenant_id=f"t-{name}"):
+            await asyncio.sleep(0)
+            structlog.get_logger("x").info("inside", mine=name)
+        structlog.get_logger("x").info("after", mine=name)
+
+    async def tasks() -> None:
+        await asyncio.gather(*(asyncio.create_task(task(name)) for name in "abc"))
+
+    asyncio.run(tasks())
+    structlog.get_logger("x").info("outside")
+    *written, outside = lines(log)
+    assert {(line["event"], line["request_id"], line.get("tenant_id")) for line in written} == {
+        pair for name in "abc" for pair in (("inside", name, f"t-{name}"), ("after", name, None))
+    }
+    assert all(line["mine"] == line["request_id"] for line in written)
+    assert "request_id" not in outside
+
+
+def test_field__wins_over_the_correlation_of_its_name(log: io.StringIO) -> None:
+    with correlated(request_id="context"):
+        structlog.get_logger("x").info("e", request_id="field")
+    assert lines(log)[0]["request_id"] == "field"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "no space"), ValueError("I/O operation on closed file")])
+def test_log_that_takes_nothing__fails_nobody(log: io.StringIO, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    asked: list[str] = []
+
+    def refuse(line: str) -> int:
+        asked.append(line)
+        raise error
+
+    monkeypatch.setattr(log, "write", refuse)
+    structlog.get_logger("x").error("e")
+    assert len(asked) == 1
 
 
 def test_correlation__takes_only_its_own_fields() -> None:
