@@ -26,6 +26,7 @@ from typing import Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from extrunner.worker.v1 import worker_pb2
+from runnerd.worker.canonical import parse_canonical
 from runnerd.worker.wire_scan import WireScanError, scan_message
 
 PROTOCOL_VERSION: Final = 1
@@ -182,6 +183,9 @@ def parse_message(message_type: type[_M], payload: bytes) -> _M:
     Raises:
         FrameError: unknown or repeated singular fields, too many fields, too deep, or not a message at all.
     """
+    small = parse_canonical(message_type, payload)
+    if small is not None:
+        return small
     try:
         scan_message(payload, message_type.DESCRIPTOR)
     except WireScanError as exc:
