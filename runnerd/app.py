@@ -37,6 +37,7 @@ from runnerd.dispatch.breaker import CircuitBreaker
 from runnerd.dispatch.connection import ConnectionSettings
 from runnerd.dispatch.cpus import Cpus, find_cpus
 from runnerd.dispatch.executor import Executor, ExecutorSettings
+from runnerd.dispatch.generations import Generations
 from runnerd.dispatch.host_calls import HostCallDesk
 from runnerd.dispatch.pool import Isolation, PoolSettings, WorkerPool
 from runnerd.dispatch.runner_info import HardeningState, RunnerInfo
@@ -64,11 +65,12 @@ class Daemon:
     assets_port: int | None
     rpc: RpcServer
     pool: WorkerPool
+    generations: Generations
     metrics: Metrics
 
 
 async def run(settings: RunnerdSettings) -> None:
-    """Serve until SIGTERM or SIGINT; then finish what runs. A second signal does not wait.
+    """Serve until SIGTERM or SIGINT; then finish what runs. A second signal does not wait. SIGHUP renews the workers.
 
     Raises:
         RefusalError: the database does not answer at start.
@@ -76,18 +78,31 @@ async def run(settings: RunnerdSettings) -> None:
     """
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[int] = asyncio.Queue()
+    hangup = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
     try:
         async with open_daemon(settings) as daemon:
             _log.info("serving", grpc_port=daemon.grpc_port, ops_port=daemon.ops_port, assets_port=daemon.assets_port)
+            renewing = loop.create_task(_renew_at(hangup, daemon))
             await signals.get()
+            renewing.cancel()
+            await asyncio.wait({renewing})
             _log.info("draining", seconds=settings.drain_seconds)
             await _drain(daemon.rpc, settings.drain_seconds, signals)
         _log.info("stopped")
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
+
+
+async def _renew_at(hangup: asyncio.Event, daemon: Daemon) -> None:
+    """Renew the workers at each SIGHUP; those that come meanwhile are one more."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        await daemon.generations.renew(daemon.pool)
 
 
 async def _drain(rpc: RpcServer, seconds: float, signals: asyncio.Queue[int]) -> None:
@@ -125,16 +140,11 @@ async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
         loader = _loader(settings, resolver=resolver, verifier=verifier, metrics=metrics)
         stack.push_async_callback(loader.aclose)
         cpus = find_cpus(settings.workers.pin)
-        factory = await WorkerFactory.start(
-            slots=settings.workers.slots,
-            cpus=cpus,
-            memory_bytes=settings.limits.effective_defaults.memory_bytes,
-            require_hardening=settings.require_hardening,
-        )
-        stack.push_async_callback(factory.aclose)
+        generations = await Generations.start(lambda: _factory(settings), metrics)
+        stack.push_async_callback(generations.aclose)
         breaker = CircuitBreaker(metrics)
         desk = HostCallDesk(CapabilityBroker(storage=StorageService(database)), metrics)
-        pool = _pool(settings, cpus, factory, desk=desk, breaker=breaker, metrics=metrics)
+        pool = _pool(settings, cpus, generations, desk=desk, breaker=breaker, metrics=metrics)
         stack.push_async_callback(pool.aclose)
         await pool.start()
 
@@ -153,7 +163,7 @@ async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
                 queue_seconds=settings.admission.queue_seconds,
             ),
         )
-        describe = _Description(settings, pool, cpus, verifier, factory.mandatory_hardening)
+        describe = _Description(settings, pool, cpus, verifier)
         metrics.engine(engine_version(), engine_fingerprint())
         rpc = _rpc(settings, RunnerServicer(executor=executor, warm=loader.warm, describe=describe, budget=_budget(settings)), metrics)
 
@@ -173,6 +183,7 @@ async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
             assets_port=None if assets is None else assets.port,
             rpc=rpc,
             pool=pool,
+            generations=generations,
             metrics=metrics,
         )
 
@@ -204,13 +215,10 @@ class _Readiness:
 class _Description:
     """Answers GetRunnerInfo."""
 
-    def __init__(
-        self, settings: RunnerdSettings, pool: WorkerPool, cpus: Cpus, verifier: BundleVerifier, mandatory: frozenset[str]
-    ) -> None:
+    def __init__(self, settings: RunnerdSettings, pool: WorkerPool, cpus: Cpus, verifier: BundleVerifier) -> None:
         self._ceiling = settings.limits.effective_ceiling
         self._workers_max = _ceiling_of(settings, cpus)
         self._pool = pool
-        self._mandatory = mandatory
         domains = verifier.domains
         self._trust_domain = ",".join(domain.name for domain in domains)
         self._production = bool(domains) and all(domain.production for domain in domains)
@@ -227,10 +235,14 @@ class _Description:
             slots=state.slots,
             workers_max=self._workers_max,
             ceiling=self._ceiling,
-            hardening=tuple(HardeningState(name=name, applied=applied, mandatory=name in self._mandatory) for name, applied in steps),
+            hardening=tuple(_hardening(name, applied) for name, applied in steps),
             trust_domain=self._trust_domain,
             trust_domain_production=self._production,
         )
+
+
+def _hardening(name: str, applied: bool) -> HardeningState:  # noqa: FBT001 - an item of a mapping
+    return HardeningState(name=name, applied=applied, mandatory=name in WorkerFactory.mandatory_hardening)
 
 
 def package_version() -> str:
@@ -284,13 +296,23 @@ def _records(artifacts: ArtifactsSettings, signer: ArtifactSigner) -> ArtifactVe
     return ArtifactVerifier(signer.public_key(), *(read_public_key(file) for file in files))
 
 
+async def _factory(settings: RunnerdSettings) -> WorkerFactory:
+    """Start what makes one generation's workers, on the CPUs that are ours by now."""
+    return await WorkerFactory.start(
+        slots=settings.workers.slots,
+        cpus=find_cpus(settings.workers.pin),
+        memory_bytes=settings.limits.effective_defaults.memory_bytes,
+        require_hardening=settings.require_hardening,
+    )
+
+
 def _pool(  # noqa: PLR0913 - the parts of a pool
-    settings: RunnerdSettings, cpus: Cpus, factory: WorkerFactory, *, desk: HostCallDesk, breaker: CircuitBreaker, metrics: Metrics
+    settings: RunnerdSettings, cpus: Cpus, generations: Generations, *, desk: HostCallDesk, breaker: CircuitBreaker, metrics: Metrics
 ) -> WorkerPool:
     workers = settings.workers
     ceiling = _ceiling_of(settings, cpus)
     return WorkerPool(
-        factory.fork,
+        generations.fork,
         desk=desk,
         breaker=breaker,
         settings=PoolSettings(
@@ -299,7 +321,7 @@ def _pool(  # noqa: PLR0913 - the parts of a pool
             slots=workers.slots,
             spread=cpus.usable,
             isolation=Isolation(workers.isolation),
-            mandatory_hardening=factory.mandatory_hardening if settings.require_hardening else frozenset(),
+            mandatory_hardening=WorkerFactory.mandatory_hardening if settings.require_hardening else frozenset(),
             idle_seconds=workers.idle_seconds,
             max_calls=workers.max_calls,
         ),

@@ -133,6 +133,8 @@ class WorkerConnection:
         """Versions whose calls may have ended it, where nobody asked it to end."""
         self.key = ""
         """The isolation key (tenant) whose calls it holds now, or held last."""
+        self.generation = 0
+        """Which of the pool's generations it is of."""
         self.calls_started = 0
         self.idle_since = time.monotonic()
         self._process = process

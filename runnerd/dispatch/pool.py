@@ -5,6 +5,9 @@ isolation key (tenant, or tenant and install) changes only while it holds no cal
 
 The pool starts at `floor`, grows while keys wait, shrinks when idle and never exceeds `ceiling`. A tenant is spread over as many workers
 as there are CPUs, so that one client can use the whole machine.
+
+`renew` puts a new generation of workers in the place of the old one: the new ones are started and greeted first, then new calls go to
+them only; each old worker leaves when its last call has ended.
 """
 
 from __future__ import annotations
@@ -100,10 +103,13 @@ class WorkerPool:
         self._settings = settings
         self._connection = connection
         self._metrics = metrics
+        self._generation = 0
         self._workers: list[WorkerConnection] = []
         self._reserved: dict[WorkerConnection, int] = {}
         """Slots given to callers that have not yet sent their call, and calls that run."""
         self._ending: set[WorkerConnection] = set()
+        self._gone = asyncio.Event()
+        """Set whenever a process was reaped."""
         self._waiters: deque[_Waiter] = deque()
         self._promised: dict[WorkerConnection, str] = {}
         """Busy workers that go to another key as soon as they hold nothing; they take no new call until then."""
@@ -118,7 +124,7 @@ class WorkerPool:
         Raises:
             UnusableWorkerError: the first worker cannot be used; the daemon must not run (for example, mandatory hardening is missing).
         """
-        await self._start_one()
+        await self._start_one(self._fork, self._generation)
         self._grow(self._settings.floor - 1)
         self._background(self._tend())
 
@@ -139,6 +145,44 @@ class WorkerPool:
     def workers(self) -> tuple[WorkerConnection, ...]:
         """The workers that take calls."""
         return tuple(self._workers)
+
+    @property
+    def generation(self) -> int:
+        """Number of the generation that takes calls; grows by one with each `renew`."""
+        return self._generation
+
+    async def renew(self, fork: Callable[[], Awaitable[WorkerProcess]]) -> None:
+        """Let workers made by `fork` take every call from now on. Calls that run end where they are. One at a time.
+
+        For a moment there are more workers than usual, but above the ceiling at most one.
+
+        Args:
+            fork: makes one worker process; what made the generation before must live until `wait_left` returns.
+
+        Raises:
+            UnusableWorkerError: a new worker cannot be used. Everything is as before.
+        """
+        coming = self._generation + 1
+        room = self._settings.ceiling - self._occupied
+        starts = [self._start_one(fork, coming) for _ in range(max(1, min(self._settings.floor, room)))]
+        results = await asyncio.gather(*starts, return_exceptions=True)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        if failures or self._closed:
+            for worker in [worker for worker in self._workers if worker.generation == coming]:
+                worker.retire("generation")
+            raise failures[0] if failures else UnusableWorkerError("the pool is closed")
+        self._fork, self._generation, self._failures = fork, coming, 0
+        for worker in [worker for worker in self._workers if worker.generation < coming]:
+            self._promised.pop(worker, None)
+            self._let_go_idle(worker, "generation")
+        self._replace()
+        self._assign()
+
+    async def wait_left(self, generation: int) -> None:
+        """Return when no process of `generation` is left."""
+        while any(worker.generation == generation for worker in (*self._workers, *self._ending)):
+            self._gone.clear()
+            await self._gone.wait()
 
     @asynccontextmanager
     async def worker_for(self, *, tenant_id: str, install_id: str, deadline: float, apart: str = "") -> AsyncIterator[WorkerConnection]:
@@ -218,7 +262,12 @@ class WorkerPool:
         return best
 
     def _open_to(self, key: str) -> list[WorkerConnection]:
-        return [worker for worker in self._workers if worker.is_usable and self._promised.get(worker, key) == key]
+        return [worker for worker in self._current if worker.is_usable and self._promised.get(worker, key) == key]
+
+    @property
+    def _current(self) -> list[WorkerConnection]:
+        """Workers of the generation that takes calls: neither those that are leaving nor those that are not yet in."""
+        return [worker for worker in self._workers if worker.generation == self._generation]
 
     def _free_worker(self, key: str) -> WorkerConnection | None:
         """Return a worker that holds nothing: a fresh one, or, unless dedicated, one that served another key."""
@@ -258,6 +307,8 @@ class WorkerPool:
     def _changed(self, worker: WorkerConnection) -> None:
         if worker.has_ended:
             self._remove(worker)
+        elif worker.generation < self._generation:
+            self._let_go_idle(worker, "generation")
         elif worker.calls_started >= self._settings.max_calls:
             self._let_go_idle(worker, "recycled")
         self._assign()
@@ -291,7 +342,7 @@ class WorkerPool:
         if self._can_grow() or self._starting:
             return
         for key in hopeless - set(self._promised.values()):
-            candidates = [worker for worker in self._workers if worker not in self._promised and worker.key != key]
+            candidates = [worker for worker in self._current if worker not in self._promised and worker.key != key]
             if not candidates:
                 return
             share = Counter(worker.key for worker in candidates)
@@ -300,7 +351,11 @@ class WorkerPool:
     # --- workers that come and go --------------------------------------------------------------------------------------------------
 
     def _can_grow(self) -> bool:
-        return not self._closed and len(self._workers) + self._starting + len(self._ending) < self._settings.ceiling
+        return not self._closed and self._occupied + self._starting < self._settings.ceiling
+
+    @property
+    def _occupied(self) -> int:
+        return len(self._workers) + len(self._ending)
 
     def _grow(self, count: int) -> None:
         """Start workers in the background, as far as the ceiling and the demand go."""
@@ -314,7 +369,7 @@ class WorkerPool:
     async def _start_in_background(self) -> None:
         try:
             await asyncio.sleep(0 if not self._failures else _RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS)) - 1])
-            await self._start_one()
+            await self._start_one(self._fork, self._generation)
             self._failures = 0
         except (UnusableWorkerError, OSError) as error:
             self._failures += 1
@@ -325,9 +380,10 @@ class WorkerPool:
                 self._replace()
                 self._assign()
 
-    async def _start_one(self) -> None:
-        process = await self._fork()
+    async def _start_one(self, fork: Callable[[], Awaitable[WorkerProcess]], generation: int) -> None:
+        process = await fork()
         worker = WorkerConnection(process, desk=self._desk, settings=self._connection, on_change=self._changed)
+        worker.generation = generation
         self._ending.add(worker)
         try:
             await worker.greet(mandatory_hardening=self._settings.mandatory_hardening)
@@ -341,10 +397,12 @@ class WorkerPool:
         self._ending.discard(worker)
         self._workers.append(worker)
         self._publish()
+        # A generation may have come while it started.
+        self._changed(worker)
 
     def _replace(self) -> None:
         """Keep the floor."""
-        missing = self._settings.floor - len(self._workers) - self._starting
+        missing = self._settings.floor - len(self._current) - self._starting
         if missing > 0:
             self._grow(missing)
 
@@ -370,6 +428,7 @@ class WorkerPool:
     async def _see_off(self, worker: WorkerConnection) -> None:
         await worker.wait_reaped()
         self._ending.discard(worker)
+        self._gone.set()
         self._assign()
 
     async def _tend(self) -> None:
@@ -377,8 +436,9 @@ class WorkerPool:
         while True:
             await asyncio.sleep(max(0.05, self._settings.idle_seconds / 4))
             before = time.monotonic() - self._settings.idle_seconds
-            idle = [worker for worker in self._workers if self._load(worker) == 0 and worker.idle_since < before]
-            for worker in idle[: max(0, len(self._workers) - self._settings.floor)]:
+            current = self._current
+            idle = [worker for worker in current if self._load(worker) == 0 and worker.idle_since < before]
+            for worker in idle[: max(0, len(current) - self._settings.floor)]:
                 self._let_go_idle(worker, "idle")
 
     def _publish(self) -> None:

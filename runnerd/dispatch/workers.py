@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Self
+from typing import ClassVar, Self
 
 from registry.domain.limits import MIB
 from runnerd.dispatch.connection import UnusableWorkerError, WorkerProcess
@@ -15,6 +15,9 @@ from runnerd.worker.settings import WorkerConfig
 
 class WorkerFactory:
     """Forks workers that are all alike but for their CPU. Made by `start`, ended by `aclose`."""
+
+    mandatory_hardening: ClassVar[frozenset[str]] = frozenset(step.value for step in MANDATORY)
+    """Names of the steps that every worker must have taken."""
 
     def __init__(self, zygote: Zygote, *, slots: int, cpus: Cpus, memory_bytes: int, require_hardening: bool) -> None:
         """Use `start` instead."""
@@ -42,11 +45,6 @@ class WorkerFactory:
         except ZygoteError as error:
             raise UnusableWorkerError(str(error)) from error
         return cls(zygote, slots=slots, cpus=cpus, memory_bytes=memory_bytes, require_hardening=require_hardening)
-
-    @property
-    def mandatory_hardening(self) -> frozenset[str]:
-        """Names of the steps that every worker must have taken."""
-        return frozenset(step.value for step in MANDATORY)
 
     async def fork(self) -> WorkerProcess:
         """Make one worker.

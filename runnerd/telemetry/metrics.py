@@ -17,7 +17,19 @@ from registry.domain.errors import Reason
 OUTCOMES = ("completed", "trapped", "limit_exceeded", "guest_error", "error")
 TRIGGERS = ("http", "event", "schedule")
 HOST_CALL_RESULTS = ("ok", "error", "denied", "timeout", "violation")
-RESTART_CAUSES = ("exited", "violation", "backstop", "zygote_died", "start_failed", "idle", "recycled", "isolation", "shutdown")
+RESTART_CAUSES = (
+    "exited",
+    "violation",
+    "backstop",
+    "zygote_died",
+    "start_failed",
+    "idle",
+    "recycled",
+    "generation",
+    "isolation",
+    "shutdown",
+)
+GENERATION_RESULTS = ("started", "refused")
 CIRCUIT_STATES = ("open", "half_open", "closed")
 VERIFICATION_RESULTS = ("ok", *sorted(reason.value for reason in Reason))
 ARTIFACT_SOURCES = ("memory", "cache", "shared", "compiler", "check")
@@ -102,6 +114,7 @@ class Metrics:
         self._prescan = self._counter("prescan_refusals", "Requests refused before they were parsed.", "problem")
         self._undeclared = self._counter("undeclared_endpoint_calls", "Calls of paths that the manifest does not declare (advisory).")
         self._restarts = self._counter("worker_restarts", "Workers that ended, by cause.", "cause")
+        self._generations = self._counter("worker_generations", "New generations of workers that were asked for, by result.", "result")
         self._circuits = self._counter(
             "circuit_transitions", "Circuits of tenants' versions that changed state, by the new state.", "state"
         )
@@ -149,6 +162,8 @@ class Metrics:
             self._shared.labels(result)
         for cause in RESTART_CAUSES:
             self._restarts.labels(cause)
+        for result in GENERATION_RESULTS:
+            self._generations.labels(result)
         for state in CIRCUIT_STATES:
             self._circuits.labels(state)
         for direction in ("request", "response"):
@@ -193,6 +208,10 @@ class Metrics:
     def worker_ended(self, cause: str) -> None:
         """Count one worker that ended."""
         self._restarts.labels(_known(cause, RESTART_CAUSES)).inc()
+
+    def generation(self, result: str) -> None:
+        """Count one new generation of workers: "started", or "refused" where the old one went on."""
+        self._generations.labels(_known(result, GENERATION_RESULTS)).inc()
 
     def circuit(self, state: str, *, open_now: int) -> None:
         """Count one transition of a circuit breaker, and say how many circuits are open."""

@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 
 from registry.domain.errors import Reason, RefusalError
+from registry.domain.ids import TenantId
 from registry.domain.limits import MIB, LimitWishes
+from runnerd.dispatch.cpus import find_cpus
+from runnerd.dispatch.generations import Generations
 from runnerd.dispatch.outcome import Completed, GuestError, LimitExceeded, LimitKind, TrapKind, Trapped
 from runnerd.dispatch.request import ExecutionResult
+from runnerd.dispatch.workers import WorkerFactory
 from tests.fakes.dispatch_kit import OTHER_TENANT, TENANT, Kit, eventually, make_request
 from tests.integration.daemon.conftest import RunningKit
 
@@ -147,3 +151,40 @@ async def test_nothing_stays_behind(real_dispatcher: RunningKit) -> None:
         pids = [worker.pid for worker in kit.pool.workers]
         assert all(is_alive(pid) for pid in pids)
     assert not any(is_alive(pid) for pid in pids)
+
+
+async def test_new_generations_under_load__no_call_fails_and_nothing_of_the_old_stays(real_dispatcher: RunningKit) -> None:
+    made: list[WorkerFactory] = []
+
+    async def make() -> WorkerFactory:
+        made.append(await WorkerFactory.start(slots=8, cpus=find_cpus("auto")))
+        return made[-1]
+
+    async with real_dispatcher() as kit:
+        generations = await Generations.start(make, kit.metrics)
+        stop, served = False, 0
+
+        async def load(tenant: TenantId) -> None:
+            nonlocal served
+            while not stop:
+                assert isinstance((await execute(kit, "hello", tenant_id=tenant)).outcome, Completed)
+                served += 1
+
+        clients = [asyncio.create_task(load(tenant)) for tenant in (TENANT, OTHER_TENANT) * 2]
+        old: set[int] = set()
+        for _ in range(3):
+            old |= {worker.pid for worker in kit.pool.workers}
+            looping = asyncio.create_task(execute(kit, "loop", wishes=LimitWishes(wall_time_ms=900)))
+            await eventually(lambda: kit.pool.state().in_use > 0)
+            assert await generations.renew(kit.pool)
+            before = served
+            await eventually(lambda: served > before + 5, seconds=20)  # noqa: B023 - awaited here
+            assert isinstance((await looping).outcome, LimitExceeded)
+        stop = True
+        await asyncio.gather(*clients)
+        await eventually(lambda: not any(is_alive(pid) for pid in old), seconds=20)
+        assert kit.pool.generation == 3
+        assert kit.metric("worker_restarts_total", {"cause": "exited"}) == 0
+        assert sum(made_one._zygote.pid is not None for made_one in made) == 1
+        await kit.pool.aclose()
+        await generations.aclose()
