@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import structlog
 
@@ -76,25 +76,53 @@ async def run(settings: RunnerdSettings) -> None:
         RefusalError: the database does not answer at start.
         Exception: what the parts raise when they cannot start; nothing is left running.
     """
-    loop = asyncio.get_running_loop()
-    signals: asyncio.Queue[int] = asyncio.Queue()
-    hangup = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, number)
-    loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    try:
-        async with open_daemon(settings) as daemon:
-            _log.info("serving", grpc_port=daemon.grpc_port, ops_port=daemon.ops_port, assets_port=daemon.assets_port)
-            renewing = loop.create_task(_renew_at(hangup, daemon))
-            await signals.get()
-            renewing.cancel()
-            await asyncio.wait({renewing})
-            _log.info("draining", seconds=settings.drain_seconds)
-            await _drain(daemon.rpc, settings.drain_seconds, signals)
+    with _Signals() as signals:
+        try:
+            async with open_daemon(settings) as daemon:
+                signals.interrupts = None
+                _log.info("serving", grpc_port=daemon.grpc_port, ops_port=daemon.ops_port, assets_port=daemon.assets_port)
+                renewing = asyncio.ensure_future(_renew_at(signals.hangup, daemon))
+                await signals.stops.get()
+                renewing.cancel()
+                await asyncio.wait({renewing})
+                _log.info("draining", seconds=settings.drain_seconds)
+                await _drain(daemon.rpc, settings.drain_seconds, signals.stops)
+        except asyncio.CancelledError:
+            if not signals.interrupted:
+                raise
         _log.info("stopped")
-    finally:
+
+
+class _Signals:
+    """What the process is told from outside, while it is in use. Until it serves, the first signal to stop interrupts the start."""
+
+    def __init__(self) -> None:
+        self.stops: asyncio.Queue[int] = asyncio.Queue()
+        self.hangup = asyncio.Event()
+        self.interrupts: asyncio.Task[object] | None = asyncio.current_task()
+        """The task that a signal to stop cancels."""
+        self.interrupted = False
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self.hangup.set)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
+
+    def _stop(self, number: int) -> None:
+        if self.interrupts is None:
+            self.stops.put_nowait(number)
+            return
+        # Once only: what has started must be able to stop.
+        if not self.interrupted:
+            self.interrupted = True
+            self.interrupts.cancel()
 
 
 async def _renew_at(hangup: asyncio.Event, daemon: Daemon) -> None:

@@ -101,7 +101,11 @@ class Zygote:
         """
         # -I: neither the working folder nor PYTHON… variables choose what is imported.
         zygote = cls(command or [sys.executable, "-I", "-B", "-m", "runnerd.worker.zygote"])
-        await zygote._ensure_running()
+        try:
+            await zygote._ensure_running()
+        except BaseException:
+            zygote._kill()
+            raise
         return zygote
 
     @property

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from registry.database import Database
 from registry.domain.records import Endpoint
 from runnerd.artifacts.loaded import CompiledExtension
 from runnerd.dispatch.cpus import find_cpus
 from runnerd.dispatch.pool import PoolSettings
 from runnerd.dispatch.workers import WorkerFactory
 from runnerd.engine.profile import engine_fingerprint
+from tests.fakes.daemon_process import Machine, make_machine
 from tests.fakes.dispatch_kit import CONNECTION, OTHER_TENANT, TENANT, Kit, dispatching, make_install
+from tests.fakes.postgres import admin_database, database_urls, postgres_cluster
 from tests.fakes.wat_guests import BAD_STATUS, GROW, HELLO, LOOP, RECURSE, TRAP, compiled
 
+__all__ = ["admin_database", "database_urls", "postgres_cluster"]
 REAL = replace(
     CONNECTION, build=metadata.version("extrunner"), engine_fingerprint=engine_fingerprint(), hello_seconds=20.0, grace_seconds=1.0
 )
@@ -53,3 +58,8 @@ def real_dispatcher(guests: dict[str, CompiledExtension]) -> RunningKit:
             await factory.aclose()
 
     return running
+
+
+@pytest.fixture
+async def machine(tmp_path: Path, admin_database: Database, database_urls: Mapping[str, str]) -> Machine:
+    return await make_machine(tmp_path, database_urls, admin_database)
