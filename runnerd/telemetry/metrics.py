@@ -152,22 +152,19 @@ class Metrics:
             self._duration.labels(outcome)
             for trigger in TRIGGERS:
                 self._executions.labels(outcome, trigger)
-        for reason in Reason:
-            self._refusals.labels(reason.value)
-        for problem in PRESCAN_PROBLEMS:
-            self._prescan.labels(problem)
-        for source in ARTIFACT_SOURCES:
-            self._loads.labels(source)
-        for result in SHARED_RESULTS:
-            self._shared.labels(result)
-        for cause in RESTART_CAUSES:
-            self._restarts.labels(cause)
-        for result in GENERATION_RESULTS:
-            self._generations.labels(result)
-        for state in CIRCUIT_STATES:
-            self._circuits.labels(state)
-        for direction in ("request", "response"):
-            self._egress.labels(direction)
+        closed: tuple[tuple[Counter, Iterable[str]], ...] = (
+            (self._refusals, Reason),
+            (self._prescan, PRESCAN_PROBLEMS),
+            (self._loads, ARTIFACT_SOURCES),
+            (self._shared, SHARED_RESULTS),
+            (self._restarts, RESTART_CAUSES),
+            (self._generations, GENERATION_RESULTS),
+            (self._circuits, CIRCUIT_STATES),
+            (self._egress, ("request", "response")),
+        )
+        for counter, values in closed:
+            for value in values:
+                counter.labels(value)
 
     def execution(self, outcome: str, trigger: str) -> None:
         """Count one execution."""
