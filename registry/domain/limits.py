@@ -21,8 +21,8 @@ class ExecutionLimits:
     """All linear memories of the component together."""
     request_bytes: int = 10 * MIB
     """Body of the request."""
-    response_bytes: int = 2 * MIB
-    """Body of the response. The ordinary call path cannot carry more (RUNTIME.md §1); the bridge will."""
+    response_bytes: int = 10 * MIB
+    """Body of the response. Where an extension runs without the bridge, 2 MiB hold whatever stands here."""
     host_calls: int = 1_000
     log_lines: int = 256
     log_bytes: int = 64 * 1024
@@ -52,7 +52,7 @@ OPERATOR_CEILING = ExecutionLimits(
     fuel=100_000_000_000,
     memory_bytes=1024 * MIB,
     request_bytes=32 * MIB,
-    response_bytes=2 * MIB,
+    response_bytes=32 * MIB,
     host_calls=1_000,
     log_lines=256,
     log_bytes=64 * 1024,

@@ -37,7 +37,7 @@ from runnerd.artifacts.compile_report import (
 from runnerd.artifacts.progress import Preparation
 from runnerd.artifacts.sealed import SealedFile, new_memory_file, seal
 from runnerd.artifacts.slots import CompileSlots
-from runnerd.engine.profile import MAX_MEMORIES
+from runnerd.engine.profile import DEFAULT_PROFILE, MAX_MEMORIES, EngineProfile
 
 _LOG = logging.getLogger(__name__)
 _ELF = b"\x7fELF"
@@ -62,8 +62,8 @@ class CompilerSettings:
     waiting: int = 256
     require_hardening: bool = True
     """False only in development: a compiler whose mandatory hardening failed then runs all the same."""
-    fuel: bool = True
-    """As in the profile of the workers' engine."""
+    profile: EngineProfile = DEFAULT_PROFILE
+    """Of the workers' engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,8 +201,9 @@ def default_command(settings: CompilerSettings) -> tuple[str, ...]:
     `-I` keeps the working folder, PYTHON… variables and the user's site folder out of the module path.
     """
     required = ("--require-hardening",) if settings.require_hardening else ()
-    fuel = () if settings.fuel else ("--no-fuel",)
-    return (sys.executable, "-I", "-B", "-m", "runnerd.artifacts.compiler_child", *required, *fuel)
+    fuel = () if settings.profile.fuel else ("--no-fuel",)
+    bridge = () if settings.profile.bridge else ("--no-bridge",)
+    return (sys.executable, "-I", "-B", "-m", "runnerd.artifacts.compiler_child", *required, *fuel, *bridge)
 
 
 async def _settle(output: int) -> None:

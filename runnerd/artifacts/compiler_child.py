@@ -17,7 +17,7 @@ import sys
 
 from runnerd.artifacts.compile_report import EXIT_COMPILED, EXIT_FAILED, EXIT_REJECTED, CompileReport, CompileVerdict, printable
 from runnerd.artifacts.sealed import read_all, write_all
-from runnerd.engine.compilation import CompileRejectedError, compile_component, inspect_component
+from runnerd.engine.compilation import CompileRejectedError, compile_component
 from runnerd.engine.profile import EngineProfile, engine_fingerprint
 from runnerd.worker.hardening import harden
 
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     4. The component is read, and from here on nothing in this process is trusted.
     """
     options = _parse(arguments)
-    profile = EngineProfile(fuel=options.fuel)
+    profile = EngineProfile(fuel=options.fuel, bridge=options.bridge)
     fingerprint = engine_fingerprint(profile)  # (1)
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
@@ -52,6 +52,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="compiler_child", description="Compile one component. Started by the daemon.")
     parser.add_argument("--require-hardening", action="store_true", help="end where a mandatory step of the hardening fails")
     parser.add_argument("--no-fuel", dest="fuel", action="store_false", help="compile for engines that do not count fuel")
+    parser.add_argument("--no-bridge", dest="bridge", action="store_false", help="compile for the ordinary call path only")
     parser.add_argument("component", type=int, help="descriptor to read the component from")
     parser.add_argument("artifact", type=int, help="descriptor to write the artifact to")
     return parser.parse_args(arguments)
@@ -61,21 +62,22 @@ def _compile(component: int, output: int, profile: EngineProfile, fingerprint: s
     wasm = read_all(component, size=os.fstat(component).st_size)
     digest = hashlib.sha256(wasm).hexdigest()
     try:
-        shape = inspect_component(wasm)
-        artifact = compile_component(wasm, profile)
+        compiled = compile_component(wasm, profile)
     except CompileRejectedError as error:
         return CompileReport(verdict=CompileVerdict.REJECTED, message=printable(str(error)), component_sha256=digest)
     except MemoryError:
         return CompileReport(
             verdict=CompileVerdict.REJECTED, message="compiling needs more memory than is allowed", component_sha256=digest
         )
-    write_all(output, artifact)
+    write_all(output, compiled.artifact)
     return CompileReport(
         verdict=CompileVerdict.COMPILED,
         component_sha256=digest,
         engine_fingerprint=fingerprint,
-        memories=shape.memories,
-        artifact_bytes=len(artifact),
+        bridge_applied=compiled.bridged,
+        message=printable(compiled.unbridged_because),
+        memories=compiled.memories,
+        artifact_bytes=len(compiled.artifact),
     )
 
 

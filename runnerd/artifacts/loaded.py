@@ -44,6 +44,11 @@ class CompiledExtension:
         """Linear memories that one instance has together; the memory cap is divided among them."""
         return self.statement.memories
 
+    @property
+    def bridged(self) -> bool:
+        """Whether it was composed with the bridge."""
+        return self.statement.bridge_applied
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmOutcome:

@@ -46,7 +46,7 @@ HTTP_REQUEST = record("http-request", method=TEXT, url=TEXT, headers=HEADERS, bo
 HTTP_RESPONSE = record("http-response", status=U16, headers=HEADERS, body=Option(REQUEST_BODY))
 INCOMING_HTTP_REQUEST = record("http-request", method=TEXT, url=TEXT, headers=HEADERS, body=Option(REQUEST_BODY))
 EXECUTE_REQUEST = record("execute-request", context=CONTEXT_DATA, http=INCOMING_HTTP_REQUEST)
-EXECUTE_RESPONSE = record("execute-response", status=U16, headers=HEADERS, body=Option(DATA))
+EXECUTE_RESPONSE = record("execute-response", status=U16, headers=HEADERS, body=Option(REQUEST_BODY))
 SECRET_ERROR = enum("secret-error", "missing denied expired internal")
 HTTP_ERROR = enum("http-error", "invalid-url not-allowed transport internal")
 STORAGE_ERROR = enum("storage-error", "missing conflict denied internal")
@@ -224,6 +224,12 @@ class HostFunction:
         return f"{self.interface}.{self.name}"
 
     @property
+    def carries_bytes(self) -> bool:
+        """Whether its values hold list<u8>, which the bridge carries in images (`runnerd/engine/bridge.py`)."""
+        shapes = [shape for _, shape in self.params]
+        return any(map(_has_data, shapes if self.result is None else [*shapes, self.result]))
+
+    @property
     def unacceptable(self) -> object:
         """What is answered, like `denied`, where an argument is too large for its shape. Never leaves the worker."""
         if self.error is not None:
@@ -231,6 +237,20 @@ class HostFunction:
         if isinstance(self.result, Record) and "success" in self.result.keys:
             return _result(self.result, "an argument is too large")
         return self.denied
+
+
+def _has_data(shape: Shape) -> bool:
+    match shape:
+        case Data():
+            return True
+        case Option(inner=inner) | ListOf(item=inner):
+            return _has_data(inner)
+        case TupleOf(items=items):
+            return any(map(_has_data, items))
+        case Record():
+            return any(_has_data(field) for _, field in shape.fields)
+        case _:
+            return False
 
 
 _ALGA = "alga:extension/"

@@ -14,8 +14,8 @@ from functools import cached_property
 MIB = 1024 * 1024
 TEXT_BYTES = 1 * MIB
 """UTF-8 bytes of a string without a bound of its own."""
-DATA_BYTES = 2 * MIB
-"""Bytes that a guest can hand over in one value on the ordinary call path (N4)."""
+DATA_BYTES = 10 * MIB
+"""Bytes that a guest can hand over in one value of a host call. The ordinary call path carries 2 MiB (N4)."""
 LIST_ITEMS = 1_024
 
 

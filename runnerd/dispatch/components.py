@@ -32,7 +32,7 @@ class MappedComponents:
     def __init__(self, channel: FrameChannel, *, limit: int) -> None:
         self._channel = channel
         self._limit = limit
-        self._mapped: OrderedDict[tuple[str, int], _Mapped] = OrderedDict()
+        self._mapped: OrderedDict[tuple[str, int, bool], _Mapped] = OrderedDict()
         self._next = 1
 
     @asynccontextmanager
@@ -63,7 +63,9 @@ class MappedComponents:
         self._mapped.pop(_identity(extension), None)
 
     async def _load(self, number: int, extension: CompiledExtension) -> None:
-        load = worker_pb2.LoadComponent(component=number, size=extension.artifact.size, memories=extension.memories)
+        load = worker_pb2.LoadComponent(
+            component=number, size=extension.artifact.size, memories=extension.memories, bridged=extension.bridged
+        )
         await self._channel.send_descriptor(
             FrameKind.LOAD, load.SerializeToString(), descriptor=extension.artifact.fileno(), keep=extension.artifact
         )
@@ -76,6 +78,6 @@ class MappedComponents:
                 await self._channel.send(FrameKind.DROP, NO_CALL, worker_pb2.DropComponent(component=mapped.number).SerializeToString())
 
 
-def _identity(extension: CompiledExtension) -> tuple[str, int]:
+def _identity(extension: CompiledExtension) -> tuple[str, int, bool]:
     # SECURITY: the digest of the native code itself, never a name or a bundle's hash (T1).
-    return extension.artifact.sha256, extension.memories
+    return extension.artifact.sha256, extension.memories, extension.bridged

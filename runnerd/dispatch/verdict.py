@@ -124,7 +124,8 @@ def _allowed(limit: LimitKind, limits: ExecutionLimits, claimed: int) -> int:
         LimitKind.CPU_TIME: limits.cpu_time_ms,
         LimitKind.FUEL: limits.fuel,
         LimitKind.MEMORY: limits.memory_bytes,
-        LimitKind.RESPONSE_SIZE: limits.response_bytes,
+        # Without the bridge less can be carried, and the worker says so; more never.
+        LimitKind.RESPONSE_SIZE: min(claimed, limits.response_bytes),
         LimitKind.HOST_CALLS: limits.host_calls,
         LimitKind.HEADERS: MAX_HEADERS,
     }

@@ -6,7 +6,7 @@ The attack it stops: response splitting and header smuggling by a guest, a cooki
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 from registry.domain.headers import HOP_BY_HOP, MAX_HEADER_BYTES, MAX_HEADERS
 from runnerd.engine.outcomes import Completed, GuestError, LimitExceeded, LimitKind
@@ -21,23 +21,30 @@ DROPPED = HOP_BY_HOP | {"set-cookie", "set-cookie2", "content-length"}
 DROPPED_PREFIX = "x-alga-"
 
 
-def check_answer(answer: Mapping[str, object], *, response_bytes: int) -> Completed | GuestError | LimitExceeded:
+@dataclass(frozen=True, slots=True)
+class GuestAnswer:
+    """An execute-response, whichever path it came by."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes | None
+
+
+def check_answer(answer: GuestAnswer, *, response_bytes: int) -> Completed | GuestError | LimitExceeded:
     """Turn an execute-response into an outcome.
 
     Args:
-        answer: the record, lifted by its shape.
+        answer: as the guest gave it.
         response_bytes: allowed in the body.
     """
-    status, headers, body = answer["status"], answer["headers"], answer["body"]
-    if not isinstance(status, int) or not MIN_STATUS <= status <= MAX_STATUS:
+    status, body = answer.status, answer.body
+    if not MIN_STATUS <= status <= MAX_STATUS:
         return GuestError(message=f"the status is {status}; it must be {MIN_STATUS} to {MAX_STATUS}")
-    if not isinstance(headers, list) or not (body is None or isinstance(body, bytes)):
-        return GuestError(message="the response has not the shape of an execute-response")
     if body is not None and len(body) > response_bytes:
         return LimitExceeded(limit=LimitKind.RESPONSE_SIZE, used=len(body), allowed=response_bytes)
     if body and status in WITHOUT_BODY:
         return GuestError(message=f"a response of status {status} has no body")
-    checked = check_headers([(header["name"], header["value"]) for header in headers])
+    checked = check_headers(answer.headers)
     if not isinstance(checked, tuple):
         return checked
     return Completed(status=status, headers=checked, body=None if status in WITHOUT_BODY else body)

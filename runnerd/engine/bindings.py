@@ -20,6 +20,8 @@ from wasmtime import _ffi as ffi
 from wasmtime import component
 
 from runnerd.engine.profile import (
+    BRIDGE_CORE_INSTANCES,
+    BRIDGE_MEMORIES,
     MAX_CORE_INSTANCES,
     MAX_MEMORIES,
     MAX_MEMORY_BYTES,
@@ -74,9 +76,9 @@ def use_pooling(config: wasmtime.Config, sizes: PoolSizes) -> None:
         raw.wasmtime_pooling_allocation_config_total_component_instances_set(pool, sizes.component_instances)
         raw.wasmtime_pooling_allocation_config_max_memory_size_set(pool, MAX_MEMORY_BYTES)
         raw.wasmtime_pooling_allocation_config_table_elements_set(pool, MAX_TABLE_ELEMENTS)
-        raw.wasmtime_pooling_allocation_config_max_memories_per_component_set(pool, MAX_MEMORIES)
+        raw.wasmtime_pooling_allocation_config_max_memories_per_component_set(pool, MAX_MEMORIES + BRIDGE_MEMORIES)
         raw.wasmtime_pooling_allocation_config_max_tables_per_component_set(pool, MAX_TABLES)
-        raw.wasmtime_pooling_allocation_config_max_core_instances_per_component_set(pool, MAX_CORE_INSTANCES)
+        raw.wasmtime_pooling_allocation_config_max_core_instances_per_component_set(pool, MAX_CORE_INSTANCES + BRIDGE_CORE_INSTANCES)
         raw.wasmtime_pooling_allocation_config_max_unused_warm_slots_set(pool, sizes.memories)
         raw.wasmtime_pooling_allocation_config_linear_memory_keep_resident_set(pool, MEMORY_KEEP_RESIDENT_BYTES)
         raw.wasmtime_pooling_allocation_strategy_set(config.ptr(), pool)
@@ -209,13 +211,25 @@ def ask_at_epoch(store: wasmtime.Store) -> None:
 # --- calls and values ------------------------------------------------------------------------------------------------------------------
 
 
-def call_function(store: wasmtime.Store, function: component.Func, argument: Any, result: Any) -> str | None:
-    """Call a component function of one parameter and one result; return the error's text, None where it succeeded."""
+def new_values(count: int) -> Any:
+    """Return an array of cleared values. `delete_values` frees what they own."""
+    return (Value * count)()
+
+
+def call_function(store: wasmtime.Store, function: component.Func, arguments: Any, result: Any) -> str | None:
+    """Call a component function of one result; return the error's text, None where it succeeded.
+
+    Args:
+        store: of the call.
+        function: whose parameters are as many as `arguments`.
+        arguments: an array of values (`new_values`).
+        result: a cleared value.
+    """
     error = ffi.wasmtime_component_func_call(
         ctypes.byref(function._func),  # noqa: SLF001
         store._context(),  # noqa: SLF001
-        ctypes.byref(argument),
-        1,
+        arguments,
+        len(arguments),
         ctypes.byref(result),
         1,
     )
@@ -235,6 +249,12 @@ def instantiate(linker: component.Linker, store: wasmtime.Store, compiled: compo
 def delete_value(value: Any) -> None:
     """Free what a value owns."""
     ffi.wasmtime_component_val_delete(ctypes.byref(value))
+
+
+def delete_values(values: Any) -> None:
+    """Free what an array of values owns."""
+    for value in values:
+        delete_value(value)
 
 
 def new_list(vector: Any, size: int) -> int:

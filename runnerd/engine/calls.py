@@ -57,6 +57,16 @@ class GuestContext:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestRequest:
+    """The request for a guest, as validated by the daemon."""
+
+    method: str
+    url: str
+    headers: Sequence[tuple[str, str]]
+    body: bytes | None
+
+
 @dataclass(slots=True, kw_only=True)
 class Call:
     """One running call."""
@@ -72,6 +82,8 @@ class Call:
     host_calls: int = 0
     large_values: bool = False
     """Whether large bodies crossed: their conversion touches memory that is not the guest's."""
+    peak_memory_bytes: int | None = None
+    """What the bridge measured; exact. None where it did not run, or the guest did not return."""
     denied: set[str] = field(default_factory=set)
     """Capabilities that were answered "denied" here."""
     resources: dict[int, object] = field(default_factory=dict)

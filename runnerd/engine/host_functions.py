@@ -18,23 +18,40 @@ LOG_LEVELS = {"log-info": "info", "log-warn": "warn", "log-error": "error"}
 
 def host_function(function: HostFunction) -> bindings.HostCallback:
     """Make the callback of one function of the catalog."""
-    answer = _LOCAL.get(function.qualified_name, _ask) if function.local else _ask
 
     def callback(_context: Any, arguments: Any, argument_count: int, results: Any, result_count: int) -> None:
-        call = calls.current()
-        try:
-            value, error = _answer(call, function, answer, (arguments, argument_count))
+        def read() -> list[object]:
+            if argument_count != len(function.params):
+                message = f"{argument_count} arguments instead of {len(function.params)}"
+                raise GuestTypeError(message)
+            return [lift(shape, arguments[index]) for index, (_, shape) in enumerate(function.params)]
+
+        def write(value: object, error: str | None) -> None:
             if result_count:
                 clear(results[0])
                 _lower_result(function, value, error, results[0])
-        except calls.StopCallError:
-            raise
-        except GuestTypeError as exc:
-            call.end(Trapped(kind=TrapKind.ABI, message=f"{function.qualified_name} is imported with another type: {exc}"))
-        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is ours, and it must not reach the engine as success
-            call.end(InternalError(message=f"{function.qualified_name} failed: {type(exc).__name__}"))
+
+        answer_guest(calls.current(), function, read, write)
 
     return callback
+
+
+def answer_guest(
+    call: calls.Call, function: HostFunction, read: Callable[[], list[object]], write: Callable[[object, str | None], None]
+) -> None:
+    """Answer one call of a host function: decide, read the arguments, answer, write the result.
+
+    Raises:
+        StopCallError: the guest must end; why is in the call's `stop`.
+    """
+    try:
+        write(*_answer(call, function, read))
+    except calls.StopCallError:
+        raise
+    except GuestTypeError as exc:
+        call.end(Trapped(kind=TrapKind.ABI, message=f"{function.qualified_name} is imported with another type: {exc}"))
+    except BaseException as exc:  # noqa: BLE001 - whatever it is, it is ours, and it must not reach the engine as success
+        call.end(InternalError(message=f"{function.qualified_name} failed: {type(exc).__name__}"))
 
 
 def unknown_function(name: str) -> bindings.HostCallback:
@@ -49,7 +66,7 @@ def unknown_function(name: str) -> bindings.HostCallback:
 _Answer = Callable[["calls.Call", HostFunction, list[object]], tuple[object, str | None]]
 
 
-def _answer(call: calls.Call, function: HostFunction, answer: _Answer, raw: tuple[Any, int]) -> tuple[object, str | None]:
+def _answer(call: calls.Call, function: HostFunction, read: Callable[[], list[object]]) -> tuple[object, str | None]:
     call.remaining_seconds()
     if not function.local:
         call.host_calls += 1
@@ -58,15 +75,12 @@ def _answer(call: calls.Call, function: HostFunction, answer: _Answer, raw: tupl
     if function.capability not in call.capabilities:
         call.denied.add(function.capability)
         return _typed(function, function.denied)
-    arguments, count = raw
-    if count != len(function.params):
-        message = f"{count} arguments instead of {len(function.params)}"
-        raise GuestTypeError(message)
     try:
-        values = [lift(shape, arguments[index]) for index, (_, shape) in enumerate(function.params)]
+        values = read()
     except GuestSizeError:
         call.large_values = True
         return _typed(function, function.unacceptable)
+    answer = _LOCAL.get(function.qualified_name, _ask) if function.local else _ask
     result = answer(call, function, values)
     call.large_values |= is_large(values) or is_large(result)
     return result

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import wasmtime
 from wasmtime import component
 
 from runnerd.capabilities.catalog import EXECUTE_REQUEST, EXECUTE_RESPONSE
-from runnerd.engine import bindings, calls
-from runnerd.engine.answers import check_answer
+from runnerd.engine import bindings, bridge, calls
+from runnerd.engine.answers import GuestAnswer, check_answer
 from runnerd.engine.component_values import GuestSizeError, GuestTypeError, is_large, lift, lower
 from runnerd.engine.engine import Ticker
-from runnerd.engine.limits import TouchedMemory, apply_limits
+from runnerd.engine.limits import ORDINARY_PATH_BYTES, TouchedMemory, apply_limits
 from runnerd.engine.linker import build_linker
 from runnerd.engine.outcomes import (
     Figures,
@@ -34,16 +35,6 @@ HANDLER = "handler"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GuestRequest:
-    """The request for a guest, as validated by the daemon."""
-
-    method: str
-    url: str
-    headers: Sequence[tuple[str, str]]
-    body: bytes | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     """How a call ended and what it used."""
 
@@ -52,7 +43,7 @@ class Finished:
     cpu_seconds: float
     wall_seconds: float
     peak_memory_bytes: int | None
-    """An estimate from page faults; None where large values drown it."""
+    """Of the author's linear memory. Exact where the bridge ran and the guest returned; else an estimate from page faults, or None."""
 
 
 class LoadedComponent:
@@ -61,25 +52,31 @@ class LoadedComponent:
     Args:
         engine: the process's engine.
         compiled: deserialised by this engine.
-        memories: linear memories of one instance, counted before compiling.
+        memories: linear memories of one instance of the author's component, counted before compiling.
+        bridged: whether it was composed with the bridge. From the signed artifact record, never from what it exports (T35).
         fuel_on: whether the engine counts fuel.
 
     Raises:
         UnlinkableError: it imports what a host cannot provide.
-        GuestTypeError: it does not export `handler`.
+        GuestTypeError: it does not export what is called.
     """
 
-    def __init__(self, engine: wasmtime.Engine, compiled: component.Component, *, memories: int, fuel_on: bool = True) -> None:
-        handler = compiled.get_export_index(HANDLER)
-        if handler is None:
-            message = "the component does not export handler"
+    def __init__(
+        self, engine: wasmtime.Engine, compiled: component.Component, *, memories: int, bridged: bool, fuel_on: bool = True
+    ) -> None:
+        name = bridge.RUN if bridged else HANDLER
+        entry = compiled.get_export_index(name)
+        if entry is None:
+            message = f"the component does not export {name}"
             raise GuestTypeError(message)
         self.engine = engine
         self.compiled = compiled
         self.memories = memories
+        self.bridged = bridged
+        self.bridge_memories = bridge.count_memories(engine, compiled) if bridged else 0
         self.fuel_on = fuel_on
-        self.handler = handler
-        self.linker = build_linker(engine, compiled)
+        self.entry = entry
+        self.linker = build_linker(engine, compiled, bridged=bridged)
 
 
 def prepare_process() -> None:
@@ -87,7 +84,7 @@ def prepare_process() -> None:
     bindings.install_epoch_callback(lambda: calls.current().check())
 
 
-def run_call(loaded: LoadedComponent, call: calls.Call, request: GuestRequest, ticker: Ticker) -> Finished:
+def run_call(loaded: LoadedComponent, call: calls.Call, request: calls.GuestRequest, ticker: Ticker) -> Finished:
     """Run one call on this thread to its end. Never raises: what goes wrong with us is an `InternalError`."""
     touched = TouchedMemory()
     call.enter()
@@ -117,51 +114,81 @@ def run_call(loaded: LoadedComponent, call: calls.Call, request: GuestRequest, t
         fuel=fuel,
         cpu_seconds=call.cpu_seconds(),
         wall_seconds=now - call.started,
-        peak_memory_bytes=None if call.large_values else peak,
+        peak_memory_bytes=_peak(loaded, call, peak),
     )
 
 
-def _run(store: wasmtime.Store, loaded: LoadedComponent, call: calls.Call, request: GuestRequest, touched: TouchedMemory) -> Outcome:
-    apply_limits(store, call.limits, memories=loaded.memories, fuel_on=loaded.fuel_on)
+def _run(store: wasmtime.Store, loaded: LoadedComponent, call: calls.Call, request: calls.GuestRequest, touched: TouchedMemory) -> Outcome:
+    if not loaded.bridged:
+        call.limits = call.limits.on_the_ordinary_path()
+    apply_limits(store, call.limits, memories=loaded.memories, bridge_memories=loaded.bridge_memories, fuel_on=loaded.fuel_on)
     bindings.ask_at_epoch(store)
     # First, so that a call whose time passed in the queue never starts.
     store.set_epoch_deadline(call.check())
     instance, error = bindings.instantiate(loaded.linker, store, loaded.compiled)
     if instance is None:
         return call.stop or classify_instantiation(error, _figures(store, loaded, call, touched))
-    function = instance.get_func(store, loaded.handler)
-    if function is None:
+    entry = instance.get_func(store, loaded.entry)
+    if entry is None:
         return Trapped(kind=TrapKind.INSTANTIATION, message="handler is not a function")
     call.large_values = is_large(request.body)
-    argument, result = bindings.Value(), bindings.Value()
+    arguments, result = bindings.new_values(2 if loaded.bridged else 1), bindings.Value()
+    enter = _enter_bridge if loaded.bridged else _enter_handler
     try:
-        lower(EXECUTE_REQUEST, {"context": call.context.as_value(), "http": _http_request(request)}, argument)
-        trap = bindings.call_function(store, function, argument, result)
+        read = enter(call, request, arguments)
+        trap = bindings.call_function(store, entry, arguments, result)
         if trap is not None:
             return call.stop or classify_trap(trap, _figures(store, loaded, call, touched))
-        return _answer_of(result, call)
+        return _checked(read, result, call)
     finally:
-        bindings.delete_value(argument)
+        bindings.delete_values(arguments)
         bindings.delete_value(result)
 
 
-def _http_request(request: GuestRequest) -> dict[str, object]:
+_Read = Callable[[bindings.Value], GuestAnswer]
+
+
+def _enter_bridge(call: calls.Call, request: calls.GuestRequest, arguments: Any) -> _Read:
+    """Write the arguments of `run`; return how its result is read."""
+    base = bridge.write_request(call, request, *arguments)
+
+    def read(result: bindings.Value) -> GuestAnswer:
+        answer, call.peak_memory_bytes = bridge.read_answer(result, base)
+        return answer
+
+    return read
+
+
+def _enter_handler(call: calls.Call, request: calls.GuestRequest, arguments: Any) -> _Read:
+    """Write the argument of `handler`, value by value; return how its result is read."""
     headers = [{"name": name, "value": value} for name, value in request.headers]
-    return {"method": request.method, "url": request.url, "headers": headers, "body": request.body}
+    http = {"method": request.method, "url": request.url, "headers": headers, "body": request.body}
+    lower(EXECUTE_REQUEST, {"context": call.context.as_value(), "http": http}, arguments[0])
+    return _lifted
 
 
-def _answer_of(result: bindings.Value, call: calls.Call) -> Outcome:
+def _lifted(result: bindings.Value) -> GuestAnswer:
+    answer = cast("dict[str, Any]", lift(EXECUTE_RESPONSE, result))
+    headers = [(header["name"], header["value"]) for header in answer["headers"]]
+    return GuestAnswer(answer["status"], headers, answer["body"])
+
+
+def _checked(read: _Read, result: bindings.Value, call: calls.Call) -> Outcome:
+    allowed = call.limits.response_bytes
     try:
-        answer = lift(EXECUTE_RESPONSE, result)
+        answer = read(result)
     except GuestSizeError:
-        allowed = call.limits.response_bytes
         return LimitExceeded(limit=LimitKind.RESPONSE_SIZE, used=allowed + 1, allowed=allowed)
     except GuestTypeError:
         return GuestError(message="handler does not return an execute-response")
-    call.large_values |= is_large(answer)
-    if not isinstance(answer, dict):
-        return GuestError(message="handler does not return an execute-response")
-    return check_answer(answer, response_bytes=call.limits.response_bytes)
+    call.large_values |= is_large(answer.body)
+    return check_answer(answer, response_bytes=allowed)
+
+
+def _peak(loaded: LoadedComponent, call: calls.Call, estimate: int) -> int | None:
+    if call.peak_memory_bytes is not None or loaded.bridged:
+        return call.peak_memory_bytes
+    return None if call.large_values else estimate
 
 
 def _fuel_used(store: wasmtime.Store, loaded: LoadedComponent, call: calls.Call) -> int:
@@ -175,6 +202,6 @@ def _figures(store: wasmtime.Store, loaded: LoadedComponent, call: calls.Call, t
         memory_cap=call.limits.memory_cap(max(loaded.memories, 1)),
         memory_allowed=call.limits.memory_bytes,
         memory_touched=0 if call.large_values else touched.bytes(),
-        response_allowed=call.limits.response_bytes,
+        carried=ORDINARY_PATH_BYTES,
         table_elements_allowed=MAX_TABLE_ELEMENTS,
     )

@@ -6,14 +6,22 @@ The daemon has clamped them already (`registry.domain.limits`); the worker's own
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import wasmtime
 
-from runnerd.engine.profile import MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_MEMORY_BYTES, MAX_TABLE_ELEMENTS, MAX_TABLES
+from runnerd.engine.profile import (
+    BRIDGE_CORE_INSTANCES,
+    MAX_CORE_INSTANCES,
+    MAX_MEMORIES,
+    MAX_MEMORY_BYTES,
+    MAX_TABLE_ELEMENTS,
+    MAX_TABLES,
+)
 
-MAX_RESPONSE_BYTES = 2 * 1024 * 1024
-"""What the ordinary call path carries (N4)."""
+MAX_RESPONSE_BYTES = 32 * 1024 * 1024
+ORDINARY_PATH_BYTES = 2 * 1024 * 1024
+"""What leaves a guest in one value on the ordinary call path: above 2.66 MiB the engine itself ends the call (N4)."""
 MAX_WALL_SECONDS = 30.0
 MAX_HOST_CALLS = 10_000
 MAX_LOG_LINES = 1_024
@@ -50,27 +58,32 @@ class InvocationLimits:
             log_bytes=min(self.log_bytes, MAX_LOG_BYTES),
         )
 
+    def on_the_ordinary_path(self) -> InvocationLimits:
+        """Return these limits with what that path cannot carry taken off."""
+        return replace(self, response_bytes=min(self.response_bytes, ORDINARY_PATH_BYTES))
+
     def memory_cap(self, memories: int) -> int:
         """Return the cap of each of a component's memories: the C API limits per memory, so the sum is kept by division (N14)."""
         return self.memory_bytes // memories // _WASM_PAGE_BYTES * _WASM_PAGE_BYTES
 
 
-def apply_limits(store: wasmtime.Store, limits: InvocationLimits, *, memories: int, fuel_on: bool) -> None:
+def apply_limits(store: wasmtime.Store, limits: InvocationLimits, *, memories: int, bridge_memories: int, fuel_on: bool) -> None:
     """Give a fresh store its limits.
 
     Args:
         store: the call's own.
         limits: bounded.
         memories: linear memories that the component makes, counted before compiling. A component that makes more does not instantiate.
+        bridge_memories: those of the bridge around it, 0 where there is none; they have the same cap each and are not part of the sum.
         fuel_on: whether the engine counts fuel.
     """
     counted = min(max(memories, 1), MAX_MEMORIES)
     store.set_limits(
         memory_size=limits.memory_cap(counted),
         table_elements=MAX_TABLE_ELEMENTS,
-        instances=MAX_CORE_INSTANCES,
+        instances=MAX_CORE_INSTANCES + (BRIDGE_CORE_INSTANCES if bridge_memories else 0),
         tables=MAX_TABLES,
-        memories=counted,
+        memories=counted + bridge_memories,
     )
     if fuel_on:
         store.set_fuel(limits.fuel)

@@ -12,7 +12,7 @@ import wasmtime
 from wasmtime import component
 
 from runnerd.capabilities.catalog import BY_NAME, INTERFACES
-from runnerd.engine import bindings, wasi
+from runnerd.engine import bindings, bridge, wasi
 from runnerd.engine.host_functions import host_function, unknown_function
 from runnerd.engine.resources import TypeIds, drop_resource
 from runnerd.engine.wasi import wasi_function
@@ -42,8 +42,13 @@ def is_known(name: str) -> bool:
     return interface in INTERFACES or interface in wasi.INTERFACES
 
 
-def build_linker(engine: wasmtime.Engine, compiled: component.Component) -> component.Linker:
+def build_linker(engine: wasmtime.Engine, compiled: component.Component, *, bridged: bool = False) -> component.Linker:
     """Define every import of a component.
+
+    Args:
+        engine: of the process.
+        compiled: the component.
+        bridged: whether it was composed with the bridge. Without that its import of the bridge's name is one that nobody provides.
 
     Raises:
         UnlinkableError: an import is neither an instance nor a function.
@@ -57,7 +62,11 @@ def build_linker(engine: wasmtime.Engine, compiled: component.Component) -> comp
                 bindings.add_function(root, name, unknown_function(name))
             elif isinstance(item, component.ComponentInstanceType):
                 with root.add_instance(name) as instance:
-                    _define(engine, instance, name, item, types)
+                    if bridged and name == bridge.HOST:
+                        for function_name in item.exports(engine):
+                            bindings.add_function(instance, function_name, bridge.FUNCTIONS[function_name])
+                    else:
+                        _define(engine, instance, name, item, types)
             elif isinstance(item, component.ResourceType):
                 bindings.add_resource(root, name, types.of(name), drop_resource)
             elif not isinstance(item, component.ValType):

@@ -37,6 +37,7 @@ class LimitKind(StrEnum):
     HOST_CALLS = "host_calls"
     HEADERS = "headers"
     TABLES = "tables"
+    HOST_CALL_SIZE = "host_call_size"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +107,7 @@ _ABI = re.compile(
     r"|realloc return|cannot (enter|leave) component|unknown handle|handle index|borrow|invalid (char|bool)",
     re.IGNORECASE,
 )
+_GUEST_RUNS = "wasm backtrace"
 _HOSTCALL_FUEL = "fuel allocated for hostcalls has been exhausted"
 _TOO_MUCH_MEMORY = re.compile(
     r"memory minimum size of \d+ (pages|bytes) exceeds memory limits|minimum size .{0,40}exceeds.{0,20}memory limit"
@@ -128,7 +130,8 @@ class Figures:
     memory_allowed: int
     memory_touched: int
     """An estimate (`limits.TouchedMemory`)."""
-    response_allowed: int
+    carried: int
+    """Bytes that the call path carries in one value."""
     table_elements_allowed: int
 
 
@@ -149,11 +152,11 @@ def classify_instantiation(text: str, figures: Figures) -> Outcome:
 
 def classify_trap(text: str, figures: Figures) -> Outcome:
     """Name the outcome of a call that the engine ended."""
-    text = _cause_of(text)
+    whole, text = text, _cause_of(text)
     if _HOSTCALL_FUEL in text:
-        # NOTE: the same wall stands before a host call's arguments; both are bytes that the guest hands over (N4).
-        allowed = figures.response_allowed
-        return LimitExceeded(limit=LimitKind.RESPONSE_SIZE, used=allowed + 1, allowed=allowed)
+        # The ordinary path's wall stands before the response and before the arguments of a host call, in which the guest still runs (N4).
+        limit = LimitKind.HOST_CALL_SIZE if _GUEST_RUNS in whole else LimitKind.RESPONSE_SIZE
+        return LimitExceeded(limit=limit, used=figures.carried + 1, allowed=figures.carried)
     if "all fuel consumed by WebAssembly" in text:
         return _out_of_fuel(figures)
     if _ran_out_of_memory(text, figures):

@@ -15,8 +15,12 @@ from importlib import metadata
 from pathlib import Path
 
 MIB = 1024 * 1024
-BRIDGE_VERSION = "0"
-"""No bridge yet: components run on the ordinary call path."""
+BRIDGE_VERSION = "1"
+"""Of `bridge.wat`, `compose.py` and the images of `bridge.py`, together: another version is another fingerprint."""
+BRIDGE_MEMORIES = 2
+"""Linear memories that the bridge adds to a component: one around the handler, one around the host calls."""
+BRIDGE_CORE_INSTANCES = 5
+"""Core instances that it adds: two arenas, `run`, the host calls, and what measures the author's memory."""
 TICK_SECONDS = 0.01
 """Length of one epoch."""
 MAX_TICKS_AHEAD = 32
@@ -59,6 +63,8 @@ class EngineProfile:
 
     fuel: bool = True
     """Count fuel. Deterministic, but up to twice the CPU on code that calls a lot (decision 4)."""
+    bridge: bool = True
+    """Compose the bridge around components. Off, all run on the ordinary call path: for an advisory in what the bridge uses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +81,10 @@ class PoolSizes:
         """Make room for `slots` calls of the largest component, and one more that is being dropped."""
         calls = slots + 1
         return cls(
-            memories=calls * MAX_MEMORIES, tables=calls * MAX_TABLES, core_instances=calls * MAX_CORE_INSTANCES, component_instances=calls
+            memories=calls * (MAX_MEMORIES + BRIDGE_MEMORIES),
+            tables=calls * MAX_TABLES,
+            core_instances=calls * (MAX_CORE_INSTANCES + BRIDGE_CORE_INSTANCES),
+            component_instances=calls,
         )
 
 
@@ -117,9 +126,9 @@ def engine_fingerprint(profile: EngineProfile = DEFAULT_PROFILE) -> str:
         "profile": asdict(profile),
         "stack": MAX_WASM_STACK_BYTES,
         "memory": MAX_MEMORY_BYTES,
-        "memories": MAX_MEMORIES,
+        "memories": [MAX_MEMORIES, BRIDGE_MEMORIES],
         "tables": [MAX_TABLES, MAX_TABLE_ELEMENTS],
-        "instances": MAX_CORE_INSTANCES,
+        "instances": [MAX_CORE_INSTANCES, BRIDGE_CORE_INSTANCES],
         "off": FEATURES_OFF,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -29,7 +29,7 @@ from extrunner.worker.v1 import worker_pb2
 from runnerd.worker.canonical import parse_canonical
 from runnerd.worker.wire_scan import WireScanError, scan_message
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 """Version of these frames, in `Hello.protocol_version`; another one is not used (T39)."""
 
 HEADER: Final = struct.Struct(">IBQ")
@@ -42,8 +42,10 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 MAX_BODY_BYTES: Final = 32 * MIB
 """A request body at the operator's ceiling (DESIGN §7)."""
-MAX_GUEST_BYTES: Final = 2 * MIB
-"""What can leave a guest in one value on the ordinary call path (N4)."""
+MAX_GUEST_BYTES: Final = 32 * MIB
+"""A response body at the operator's ceiling (DESIGN §7)."""
+MAX_HOST_CALL_BYTES: Final = 10 * MIB + 256 * KIB
+"""The largest value that a guest can hand to a host call (`shapes.DATA_BYTES`), and what stands around it."""
 READ_CHUNK_BYTES: Final = 256 * KIB
 
 _MAX_DESCRIPTORS_PER_READ: Final = 8
@@ -69,7 +71,7 @@ class FrameKind(IntEnum):
 FROM_WORKER: Final[Mapping[FrameKind, int]] = MappingProxyType(
     {
         FrameKind.HELLO: 64 * KIB,
-        FrameKind.HOST_CALL: MAX_GUEST_BYTES + 256 * KIB,
+        FrameKind.HOST_CALL: MAX_HOST_CALL_BYTES,
         FrameKind.BODY: MAX_GUEST_BYTES,
         FrameKind.DONE: 64 * KIB,
         FrameKind.LOG: 64 * KIB,

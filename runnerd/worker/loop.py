@@ -22,10 +22,10 @@ from wasmtime import component
 from extrunner.worker.v1 import worker_pb2
 from runnerd.capabilities.catalog import HostFunction
 from runnerd.capabilities.values import ValueMismatchError, arguments_to_wire, reply_from_wire
-from runnerd.engine.calls import Call, GuestContext
+from runnerd.engine.calls import Call, GuestContext, GuestRequest
 from runnerd.engine.component_values import GuestTypeError
 from runnerd.engine.engine import Ticker
-from runnerd.engine.invocation import GuestRequest, LoadedComponent, run_call
+from runnerd.engine.invocation import LoadedComponent, run_call
 from runnerd.engine.journal import BATCH_SECONDS, Journal, LogLine
 from runnerd.engine.limits import InvocationLimits
 from runnerd.engine.linker import UnlinkableError
@@ -167,7 +167,9 @@ class Worker:
         else:
             with mmap.mmap(descriptor, message.size, access=mmap.ACCESS_READ) as mapped:
                 compiled = component.Component.deserialize(self._engine, bytes(mapped))
-        return LoadedComponent(self._engine, compiled, memories=max(message.memories, 1), fuel_on=self._config.fuel)
+        return LoadedComponent(
+            self._engine, compiled, memories=max(message.memories, 1), bridged=message.bridged, fuel_on=self._config.fuel
+        )
 
     def _drop(self, frame: Frame) -> None:
         number = worker_pb2.DropComponent.FromString(frame.payload).component

@@ -18,10 +18,10 @@ from typing import Any
 from wasmtime import component
 
 from runnerd.capabilities.catalog import HostFunction
-from runnerd.engine.calls import Call, GuestContext, HostPort
-from runnerd.engine.compilation import compile_component, inspect_component
+from runnerd.engine.calls import Call, GuestContext, GuestRequest, HostPort
+from runnerd.engine.compilation import compile_component
 from runnerd.engine.engine import Ticker, build_engine
-from runnerd.engine.invocation import GuestRequest, LoadedComponent, prepare_process, run_call
+from runnerd.engine.invocation import LoadedComponent, prepare_process, run_call
 from runnerd.engine.journal import Journal
 from runnerd.engine.limits import InvocationLimits
 from runnerd.engine.outcomes import Completed
@@ -54,17 +54,16 @@ class _NoHost:
 def main(component_file: Path, seconds: float, processes: int | None = None) -> dict[str, float]:
     """Compile the component, run the loops at the same time and return calls a second and CPU microseconds of a call."""
     wasm = component_file.read_bytes()
-    memories = inspect_component(wasm).memories
     cpus = sorted(os.sched_getaffinity(0))[:processes]
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="extrunner-ceiling-") as folder:
         artifact = Path(folder) / "component.cwasm"
         # In a process of its own: an engine that has compiled keeps its threads.
         with spawn.Pool(1) as pool:
-            pool.apply(_compile, (wasm, artifact))
+            memories, bridged = pool.apply(_compile, (wasm, artifact))
         barrier = spawn.Barrier(len(cpus))
         with spawn.Pool(len(cpus), initializer=_share, initargs=(barrier,)) as pool:
-            loops = [pool.apply_async(_loop, (artifact, memories, cpu, seconds)) for cpu in cpus]
+            loops = [pool.apply_async(_loop, (artifact, (memories, bridged), cpu, seconds)) for cpu in cpus]
             results = [loop.get() for loop in loops]
     calls = sum(done for done, _, _ in results)
     return {
@@ -73,8 +72,11 @@ def main(component_file: Path, seconds: float, processes: int | None = None) -> 
     }
 
 
-def _compile(wasm: bytes, artifact: Path) -> None:
-    artifact.write_bytes(compile_component(wasm, DEFAULT_PROFILE))
+def _compile(wasm: bytes, artifact: Path) -> tuple[int, bool]:
+    """Write the artifact; return what else must be known to load it."""
+    compiled = compile_component(wasm, DEFAULT_PROFILE)
+    artifact.write_bytes(compiled.artifact)
+    return compiled.memories, compiled.bridged
 
 
 _barrier: Any = None
@@ -85,12 +87,13 @@ def _share(barrier: Any) -> None:
     _barrier = barrier
 
 
-def _loop(artifact: Path, memories: int, cpu: int, seconds: float) -> tuple[int, float, float]:
+def _loop(artifact: Path, facts: tuple[int, bool], cpu: int, seconds: float) -> tuple[int, float, float]:
     """Call for `seconds` on one CPU; return calls, wall seconds and CPU seconds."""
     os.sched_setaffinity(0, {cpu})
     engine = build_engine(DEFAULT_PROFILE, PoolSizes.for_slots(1))
     prepare_process()
-    loaded = LoadedComponent(engine, component.Component.deserialize_file(engine, str(artifact)), memories=memories)
+    memories, bridged = facts
+    loaded = LoadedComponent(engine, component.Component.deserialize_file(engine, str(artifact)), memories=memories, bridged=bridged)
     ticker = Ticker(engine)
     ticker.start()
     _until(loaded, ticker, time.monotonic() + _WARM_SECONDS)

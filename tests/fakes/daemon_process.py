@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,9 +138,9 @@ class Running:
 
 
 @asynccontextmanager
-async def started(machine: Machine, *, program: Sequence[str] = ("-m", "runnerd"), **changes: str) -> AsyncIterator[Running]:
+async def started(machine: Machine, **changes: str) -> AsyncIterator[Running]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *program, env=machine.environment(**changes), stderr=asyncio.subprocess.PIPE, limit=1 << 20
+        sys.executable, "-m", "runnerd", env=machine.environment(**changes), stderr=asyncio.subprocess.PIPE, limit=1 << 20
     )
     assert process.stderr is not None
     lines: list[dict[str, Any]] = []

@@ -38,7 +38,7 @@ CAPABILITIES = frozenset({"context.read", "log.emit", "config.read", "storage.kv
 ALL_SCOPES = frozenset({"execute", "warm", "info", "assert-user", "trigger:event", "trigger:schedule"})
 
 
-def make_extension(code: bytes = b"native code", *, memories: int = 1) -> CompiledExtension:
+def make_extension(code: bytes = b"native code", *, memories: int = 1, bridged: bool = False) -> CompiledExtension:
     artifact = seal_bytes("test", code)
     bundle_hash = content_hash(b"bundle of " + code)
     bundle = LoadableBundle(
@@ -57,7 +57,7 @@ def make_extension(code: bytes = b"native code", *, memories: int = 1) -> Compil
         content_hash=bundle_hash,
         component_sha256=hashlib.sha256(b"component").hexdigest(),
         bridge_version="0",
-        bridge_applied=False,
+        bridge_applied=bridged,
         engine_fingerprint=FINGERPRINT,
         artifact_sha256=artifact.sha256,
         artifact_bytes=artifact.size,

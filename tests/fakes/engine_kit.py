@@ -11,12 +11,13 @@ from typing import Any
 from wasmtime import component as wasm_component
 
 from runnerd.capabilities.catalog import HostFunction
-from runnerd.engine.calls import Call, GuestContext
+from runnerd.engine.calls import Call, GuestContext, GuestRequest
+from runnerd.engine.compilation import CompiledComponent, compile_component
 from runnerd.engine.engine import Ticker, build_engine
-from runnerd.engine.invocation import Finished, GuestRequest, LoadedComponent, prepare_process, run_call
+from runnerd.engine.invocation import Finished, LoadedComponent, prepare_process, run_call
 from runnerd.engine.journal import Journal, LogLine
 from runnerd.engine.limits import InvocationLimits
-from runnerd.engine.profile import DEFAULT_PROFILE, PoolSizes
+from runnerd.engine.profile import DEFAULT_PROFILE, EngineProfile, PoolSizes
 from tests.fakes import guests
 
 MIB = 1024 * 1024
@@ -76,7 +77,8 @@ class Ran:
 class EngineKit:
     """One engine for a whole test session."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, bridge: bool = True) -> None:
+        self.bridge = bridge
         self.engine = build_engine(DEFAULT_PROFILE, PoolSizes.for_slots(4))
         prepare_process()
         self.ticker = Ticker(self.engine)
@@ -85,12 +87,15 @@ class EngineKit:
 
     def load(self, name: str) -> LoadedComponent:
         if name not in self._loaded:
-            self._loaded[name] = self.load_bytes(guests.artifact(name), memories=guests.memories(name))
+            self._loaded[name] = self.load_compiled(guests.compiled(name, bridge=self.bridge))
         return self._loaded[name]
 
-    def load_bytes(self, artifact: bytes, *, memories: int = 1) -> LoadedComponent:
-        compiled = wasm_component.Component.deserialize(self.engine, artifact)
-        return LoadedComponent(self.engine, compiled, memories=memories)
+    def load_wasm(self, wasm: bytes) -> LoadedComponent:
+        return self.load_compiled(compile_component(wasm, EngineProfile(bridge=self.bridge)))
+
+    def load_compiled(self, compiled: CompiledComponent, *, memories: int | None = None) -> LoadedComponent:
+        code = wasm_component.Component.deserialize(self.engine, compiled.artifact)
+        return LoadedComponent(self.engine, code, memories=compiled.memories if memories is None else memories, bridged=compiled.bridged)
 
     def cancel(self, call: Call) -> None:
         call.cancel()

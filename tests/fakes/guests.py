@@ -1,6 +1,6 @@
 """Guests for tests: small ones in WebAssembly text, one behaviour each, and real Python ones, built from source and cached.
 
-`component(name)` assembles tests/assets/guests/<name>.wat; `artifact(name)` compiles it for the engine that workers run;
+`component(name)` assembles tests/assets/guests/<name>.wat; `compiled(name)` compiles it for the workers' engine;
 `build_python_guest(folder)` builds a folder with an `app.py` against the world extrunner:host/extension.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,8 +21,8 @@ from pathlib import Path
 import wasmtime
 
 import runnerd.capabilities
-from runnerd.engine.compilation import compile_component, inspect_component
-from runnerd.engine.profile import engine_fingerprint
+from runnerd.engine.compilation import CompiledComponent, compile_component
+from runnerd.engine.profile import EngineProfile, engine_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 GUESTS = ROOT / "tests" / "assets" / "guests"
@@ -40,7 +42,35 @@ _HANDLER = """
 def assemble(text: str) -> bytes:
     """Assemble a guest's own text, which defines the core instance $guest, into a component."""
     world = (GUESTS / "world.wat").read_text(encoding="utf-8")
-    return bytes(wasmtime.wat2wasm(f"(component\n{world}\n{text}\n{_HANDLER})"))
+    imports, rest = _imports_first(text)
+    return bytes(wasmtime.wat2wasm(f"(component\n{imports}\n{world}\n{rest}\n{_HANDLER})"))
+
+
+def _imports_first(text: str) -> tuple[str, str]:
+    """Split a guest's text into its imports, with the types and aliases between them, and the rest.
+
+    Toolchains write imports first, and the bridge wants them there. A guest that says ";; imports stay" keeps its order.
+    """
+    forms = _top_level_forms(text)
+    last = max((index for index, form in enumerate(forms) if form.startswith("(import")), default=-1)
+    if last < 0 or ";; imports stay" in text:
+        return "", text
+    return "\n".join(forms[: last + 1]), "\n".join(forms[last + 1 :])
+
+
+def _top_level_forms(text: str) -> list[str]:
+    """Return the parenthesised forms of a text, without comments."""
+    forms: list[str] = []
+    depth = start = 0
+    for token in re.finditer(r';;[^\n]*|"(?:[^"\\]|\\.)*"|[()]', text):
+        if token[0] == "(":
+            start = token.start() if depth == 0 else start
+            depth += 1
+        elif token[0] == ")":
+            depth -= 1
+            if depth == 0:
+                forms.append(text[start : token.end()])
+    return forms
 
 
 @functools.cache
@@ -55,15 +85,9 @@ def guest_names() -> list[str]:
 
 
 @functools.cache
-def artifact(name: str) -> bytes:
-    """Return the compiled form of a .wat guest."""
-    return compile_component(component(name))
-
-
-@functools.cache
-def memories(name: str) -> int:
-    """Return the number of linear memories of a .wat guest."""
-    return inspect_component(component(name)).memories
+def compiled(name: str, *, bridge: bool = True) -> CompiledComponent:
+    """Return the compiled form of a .wat guest, with or without the bridge around it."""
+    return compile_component(component(name), EngineProfile(bridge=bridge))
 
 
 def build_python_guest(source: Path) -> Path:
@@ -92,13 +116,16 @@ def _componentize(source: Path, output: Path) -> None:
         raise RuntimeError(message)
 
 
-def artifact_of(wasm: Path) -> Path:
+def compiled_of(wasm: Path, *, bridge: bool = True) -> CompiledComponent:
     """Return the compiled form of a component; cached by content and engine."""
-    digest = hashlib.sha256(wasm.read_bytes() + engine_fingerprint().encode()).hexdigest()
-    target = CACHE / f"{digest[:32]}.cwasm"
+    profile = EngineProfile(bridge=bridge)
+    digest = hashlib.sha256(wasm.read_bytes() + engine_fingerprint(profile).encode()).hexdigest()
+    target = CACHE / f"{digest[:32]}.compiled"
     if not target.exists():
-        _in_place(target, lambda output: output.write_bytes(compile_component(wasm.read_bytes())))
-    return target
+        # Only ever read back by tests of the same checkout.
+        _in_place(target, lambda output: output.write_bytes(pickle.dumps(compile_component(wasm.read_bytes(), profile))))
+    found: CompiledComponent = pickle.loads(target.read_bytes())
+    return found
 
 
 def _in_place(target: Path, build: Callable[[Path], object]) -> None:

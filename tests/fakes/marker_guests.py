@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
 
 import wasmtime
 from wasmtime import component
 
-from runnerd.engine.engine import build_compile_engine
+from runnerd.engine.bridge import RUN
+from runnerd.engine.invocation import LoadedComponent
+from tests.fakes.engine_kit import EngineKit
 
 _COMPONENT = """
 (component
@@ -49,24 +51,13 @@ def marker_guest(marker: str, *, pages: int = 1) -> bytes:
 
 def run_marker(descriptor: int) -> str:
     """Map the artifact behind a descriptor as a worker does, run it, and return the body of its answer."""
-    engine = build_compile_engine()
-    mapped = component.Component.deserialize_file(engine, f"/proc/self/fd/{descriptor}")
-    store = wasmtime.Store(engine)
-    store.set_fuel(1_000_000)
-    store.set_epoch_deadline(1_000)
-    instance = component.Linker(engine).instantiate(store, mapped)
-    handler = instance.get_func(store, "handler")
-    assert handler is not None
-    answer: Any = handler(store, _record(context=_context(), http=_record(method="GET", url="/", headers=[], body=None)))
-    return bytes(answer.body).decode()
+    kit = _kit()
+    mapped = component.Component.deserialize_file(kit.engine, f"/proc/self/fd/{descriptor}")
+    bridged = mapped.get_export_index(RUN) is not None
+    outcome = kit.run(LoadedComponent(kit.engine, mapped, memories=1, bridged=bridged)).outcome
+    return bytes(outcome.body).decode()
 
 
-def _context() -> component.Record:
-    return _record(**{"request-id": None, "tenant-id": "t", "extension-id": "e", "install-id": None, "version-id": None})
-
-
-def _record(**fields: object) -> component.Record:
-    made = component.Record()
-    for name, value in fields.items():
-        setattr(made, name, value)
-    return made
+@cache
+def _kit() -> EngineKit:
+    return EngineKit()

@@ -71,4 +71,5 @@ def component(code: str) -> bytes:
 
 def compiled(code: str) -> CompiledExtension:
     """Assemble and compile a guest."""
-    return make_extension(compile_component(component(code)))
+    built = compile_component(component(code))
+    return make_extension(built.artifact, memories=built.memories, bridged=built.bridged)

@@ -15,6 +15,7 @@ from extrunner.worker.v1 import worker_pb2
 from runnerd.capabilities.catalog import BY_NUMBER, HostFunction
 from runnerd.capabilities.values import arguments_from_wire, reply_to_wire
 from runnerd.dispatch.zygote import ForkedWorker
+from runnerd.engine.compilation import CompiledComponent
 from runnerd.worker.frames import FROM_WORKER, FrameDecoder, FrameKind, encode_frame, encode_message, parse_message, send_descriptor
 from tests.fakes import guests
 
@@ -73,8 +74,9 @@ class _Open:
 class WorkerDriver:
     """Use as `async with WorkerDriver(forked) as worker`."""
 
-    def __init__(self, forked: ForkedWorker) -> None:
+    def __init__(self, forked: ForkedWorker, *, bridge: bool = True) -> None:
         self.process = forked
+        self.bridge = bridge
         self.hello: worker_pb2.Hello
         self._calls: dict[int, _Open] = {}
         self._numbers = itertools.count(1)
@@ -99,12 +101,21 @@ class WorkerDriver:
     async def load(self, name: str) -> int:
         """Load a .wat guest once; return its number."""
         if name not in self._components:
-            self._components[name] = await self.load_bytes(guests.artifact(name), memories=guests.memories(name))
+            self._components[name] = await self.load_compiled(guests.compiled(name, bridge=self.bridge))
         return self._components[name]
 
-    async def load_bytes(self, artifact: bytes, *, memories: int = 1, size: int | None = None, seals: int = SEALS) -> int:
+    async def load_compiled(self, compiled: CompiledComponent, *, memories: int | None = None) -> int:
+        return await self.load_bytes(
+            compiled.artifact, memories=compiled.memories if memories is None else memories, bridged=compiled.bridged
+        )
+
+    async def load_bytes(
+        self, artifact: bytes, *, memories: int = 1, bridged: bool = False, size: int | None = None, seals: int = SEALS
+    ) -> int:
         number = next(self._numbers)
-        message = worker_pb2.LoadComponent(component=number, size=len(artifact) if size is None else size, memories=memories)
+        message = worker_pb2.LoadComponent(
+            component=number, size=len(artifact) if size is None else size, memories=memories, bridged=bridged
+        )
         data = encode_message(FrameKind.LOAD, 0, message)
         descriptor = sealed(artifact, seals=seals)
         try:

@@ -128,22 +128,6 @@ async def invented_level(worker: WorkerEnd, call_id: int) -> None:
     await worker.say(FrameKind.LOG, call_id, log_frame(level="root"))
 
 
-async def log_of_another_call(worker: WorkerEnd, call_id: int) -> None:
-    await worker.say(FrameKind.LOG, call_id ^ 1, log_frame())
-
-
-async def four_gib_of_body(worker: WorkerEnd, call_id: int) -> None:
-    done = worker_pb2.Done(completed=worker_pb2.Completed(status=200, has_body=True))
-    await worker.say(FrameKind.DONE, call_id, done)
-    await worker.write(HEADER.pack(0xFFFFFFFF, FrameKind.BODY, call_id))
-
-
-async def host_call_while_a_body_is_due(worker: WorkerEnd, call_id: int) -> None:
-    done = worker_pb2.Done(completed=worker_pb2.Completed(status=200, has_body=True))
-    await worker.say(FrameKind.DONE, call_id, done)
-    await worker.say(FrameKind.HOST_CALL, call_id, put_call())
-
-
 ATTACKS: list[Attack] = [
     unknown_call,
     two_at_once,
@@ -166,9 +150,6 @@ ATTACKS: list[Attack] = [
     log_flood,
     empty_logs,
     invented_level,
-    log_of_another_call,
-    four_gib_of_body,
-    host_call_while_a_body_is_due,
 ]
 
 
@@ -222,38 +203,6 @@ async def test_host_call_for_a_finished_call__kills_the_worker() -> None:
         assert isinstance(result.outcome, Completed)
         await eventually(lambda: made[0].killed)
         assert not kit.broker.calls
-
-
-async def test_second_answer_to_one_call__kills_the_worker_and_the_first_stands() -> None:
-    async def script(worker: WorkerEnd) -> None:
-        await worker.greet()
-        call_id, _ = await worker.next_start()
-        await worker.complete(call_id, body=b"first")
-        await worker.complete(call_id, body=b"second")
-        await worker.next_frame()
-
-    fork, made = scripted(script)
-    async with dispatching(fork) as kit:
-        assert (await execute(kit)).outcome.body == b"first"
-        await eventually(lambda: made[0].killed)
-        assert len(kit.recorder.records) == 1
-
-
-async def test_half_a_frame_and_then_silence__ends_with_the_wall_time_and_the_worker_is_replaced() -> None:
-    async def script(worker: WorkerEnd) -> None:
-        await worker.greet()
-        call_id, _ = await worker.next_start()
-        await worker.write(HEADER.pack(2_000, FrameKind.DONE, call_id) + b"x" * 1_000)
-        while True:
-            await worker.next_frame()
-
-    fork, made = scripted(script)
-    async with dispatching(fork, defaults=LimitWishes(wall_time_ms=50)) as kit:
-        outcome = (await execute(kit)).outcome
-        assert isinstance(outcome, LimitExceeded)
-        assert outcome.limit is LimitKind.WALL_TIME
-        await eventually(lambda: made[0].killed)
-        assert isinstance((await execute(kit)).outcome, Completed)
 
 
 async def test_host_call_for_another_workers_call__kills_the_forger_and_leaves_the_victim() -> None:

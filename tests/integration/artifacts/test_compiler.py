@@ -30,7 +30,7 @@ def component(data: bytes = WASM) -> SealedFile:
 
 
 def real_compiler(settings: CompilerSettings = DEVELOPMENT) -> Compiler:
-    return Compiler(settings, engine_fingerprint=engine_fingerprint(EngineProfile(fuel=settings.fuel)))
+    return Compiler(settings, engine_fingerprint=engine_fingerprint(settings.profile))
 
 
 async def test_an_artifact_comes_back_sealed(tmp_path: Path) -> None:
@@ -156,7 +156,9 @@ async def test_the_real_child_rejects_what_is_no_component(data: bytes, words: s
 
 
 async def test_the_real_child_of_another_profile_is_refused() -> None:
-    compiler = Compiler(CompilerSettings(require_hardening=False, fuel=False), engine_fingerprint=engine_fingerprint())
+    compiler = Compiler(
+        CompilerSettings(require_hardening=False, profile=EngineProfile(fuel=False)), engine_fingerprint=engine_fingerprint()
+    )
     with pytest.raises(RefusalError) as caught:
         await compiler.compile(component(marker_guest("A")), publisher="p")
     assert caught.value.reason is Reason.INTERNAL
@@ -187,4 +189,4 @@ def test_the_command_line_keeps_foreign_modules_out() -> None:
     assert command[:2] == (sys.executable, "-I")
     assert "--require-hardening" in command
     assert "--require-hardening" not in default_command(DEVELOPMENT)
-    assert "--no-fuel" in default_command(CompilerSettings(fuel=False))
+    assert {"--no-fuel", "--no-bridge"} <= set(default_command(CompilerSettings(profile=EngineProfile(fuel=False, bridge=False))))

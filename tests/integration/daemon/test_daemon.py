@@ -19,7 +19,6 @@ from registry.embedded_postgres import EmbeddedPostgres
 from registry.migrations.roles import ADMIN, OWNER
 from registry.repositories.executions import ExecutionRepository
 from registry.services.revocations import RevocationService
-from runnerd.__main__ import EXIT_NOT_HARDENED
 from tests.fakes.daemon_process import Machine, alive, descendants, make_machine, owner_of, started
 from tests.fakes.dispatch_kit import OTHER_TENANT, TENANT, eventually
 
@@ -147,40 +146,6 @@ async def test_production__refuses_the_development_trust_domain(machine: Machine
     _, errors = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode in {1, 2}
     assert b"embedded" in errors
-
-
-WITHOUT_FILTER = """
-import sys
-from runnerd import __main__
-from runnerd.dispatch import zygote
-start = zygote.Zygote.start.__func__
-zygote.Zygote.start = classmethod(lambda kind, **_: start(kind, command=[sys.executable, "-I", "-c", '''
-import sys
-from runnerd.worker import hardening, zygote
-def fail(*_arguments, **_named):
-    raise OSError(38, "not here")
-hardening._filter_calls = fail
-sys.exit(zygote.main(sys.argv[1:]))
-''']))
-sys.exit(__main__.main())
-"""
-
-
-async def test_mandatory_step_of_hardening_missing__the_daemon_refuses_to_start_and_says_which(machine: Machine) -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WITHOUT_FILTER, env=machine.environment(), stderr=asyncio.subprocess.PIPE
-    )
-    _, errors = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == EXIT_NOT_HARDENED
-    assert json.loads(errors.splitlines()[-1])["event"] == "cannot_start"
-    assert b"seccomp: OSError" in errors
-
-
-async def test_mandatory_step_of_hardening_missing__in_development_it_serves_and_says_so(machine: Machine) -> None:
-    async with started(machine, program=["-c", WITHOUT_FILTER], RUNNERD_REQUIRE_HARDENING="false") as daemon:
-        assert (await daemon.execute("hello")).completed.body == b"hello"
-        assert 'extrunner_hardening_applied{step="seccomp"} 0.0' in await daemon.get("/metrics")
-        assert "hardening_not_required" in {line["event"] for line in daemon.lines}
 
 
 async def test_database_outage__is_a_typed_refusal_and_the_daemon_stays_up(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from runnerd.dispatch.zygote import Zygote
 from runnerd.engine.compilation import compile_component
 from runnerd.engine.profile import EngineProfile, engine_fingerprint
-from runnerd.worker.frames import FrameKind, encode_frame, encode_message
+from runnerd.worker.frames import PROTOCOL_VERSION, FrameKind, encode_frame, encode_message
 from runnerd.worker.loop import EXIT_CLOSED, EXIT_PROTOCOL
 from runnerd.worker.settings import WorkerConfig
 from tests.fakes import guests
@@ -20,7 +20,7 @@ from tests.fakes.worker_driver import MIB, WorkerDriver, start, status_of
 async def test_hello__says_who_it_is(worker: WorkerDriver) -> None:
     hello = worker.hello
 
-    assert hello.protocol_version == 1
+    assert hello.protocol_version == PROTOCOL_VERSION
     assert hello.engine_fingerprint == engine_fingerprint()
     assert hello.pid == worker.process.pid
     assert hello.slots == 16
@@ -123,13 +123,14 @@ async def test_component__not_loaded_dropped_or_broken__is_an_error_of_ours(work
 
 
 async def test_artifact__unsealed_or_of_another_size__is_not_mapped(worker: WorkerDriver) -> None:
-    artifact = guests.artifact("hello")
+    compiled = guests.compiled("hello")
+    artifact = compiled.artifact
     unsealed = await worker.load_bytes(artifact, seals=0)
     short = await worker.load_bytes(artifact, size=len(artifact) - 1)
 
     assert "not sealed" in (await worker.call(unsealed)).done.internal_error
     assert "another size" in (await worker.call(short)).done.internal_error
-    assert (await worker.call(await worker.load_bytes(artifact))).kind == "completed"
+    assert (await worker.call(await worker.load_compiled(compiled))).kind == "completed"
 
 
 async def test_limits__of_the_start_frame__are_in_force(worker: WorkerDriver) -> None:
@@ -149,7 +150,7 @@ async def test_fuel_off__engine_of_another_fingerprint__counts_none(zygote: Zygo
         assert worker.hello.engine_fingerprint == engine_fingerprint(EngineProfile(fuel=False))
         wrong = await worker.load("hello")
         assert "WasmtimeError" in (await worker.call(wrong)).done.internal_error
-        right = await worker.load_bytes(compile_component(guests.component("hello"), EngineProfile(fuel=False)))
+        right = await worker.load_compiled(compile_component(guests.component("hello"), EngineProfile(fuel=False)))
         ended = await worker.call(right, fuel=0)
 
     assert (ended.kind, ended.done.fuel) == ("completed", 0)

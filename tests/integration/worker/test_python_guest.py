@@ -8,11 +8,12 @@ import pytest
 from wasmtime import component as wasm_component
 
 from runnerd.capabilities.catalog import HostFunction
+from runnerd.capabilities.shapes import DATA_BYTES
 from runnerd.engine import wasi
 from runnerd.engine.compilation import inspect_component, unknown_imports
 from runnerd.engine.linker import interface_of
 from tests.fakes.engine_kit import EngineKit
-from tests.fakes.guests import ROOT, artifact_of, build_python_guest
+from tests.fakes.guests import ROOT, build_python_guest, compiled_of
 from tests.fakes.worker_driver import ALWAYS, MIB, Ended, ErrorCase, WorkerDriver
 
 SOURCE = ROOT / "tests" / "assets" / "python_guests" / "everything"
@@ -36,9 +37,7 @@ class Python:
 
 @pytest.fixture
 async def python(worker: WorkerDriver) -> Python:
-    wasm = build_python_guest(SOURCE)
-    memories = inspect_component(wasm.read_bytes()).memories
-    return Python(worker, await worker.load_bytes(artifact_of(wasm).read_bytes(), memories=memories))
+    return Python(worker, await worker.load_compiled(compiled_of(build_python_guest(SOURCE), bridge=worker.bridge)))
 
 
 async def test_request__reaches_the_guest_whole(python: Python) -> None:
@@ -53,10 +52,10 @@ async def test_response__headers_are_lowered(python: Python) -> None:
     assert [(header.name, header.value) for header in ended.done.completed.headers] == [("content-type", "text/plain; charset=utf-8")]
 
 
-@pytest.mark.parametrize("size", [0, 1, 100_000, 2 * MIB])
+@pytest.mark.parametrize("size", [0, 1, 100_000, 10 * MIB])
 async def test_body__of_any_size__is_echoed(python: Python, size: int) -> None:
     body = bytes(index & 0xFF for index in range(256)) * (size // 256 + 1)
-    ended = await python.get("/echo", body=body[:size], wall_time_us=30_000_000)
+    ended = await python.get("/echo", body=body[:size], wall_time_us=30_000_000, response_bytes=10 * MIB)
 
     assert ended.body == body[:size]
 
@@ -162,11 +161,19 @@ async def test_stdin__is_at_its_end(python: Python) -> None:
     assert await python.text("/stdin") == "''"
 
 
-async def test_value_above_two_mebibytes__is_refused_typed(python: Python) -> None:
-    ended = await python.get("/big-value", capabilities=[*ALWAYS, "storage.kv"])
+async def test_value_above_ten_mebibytes__is_refused_typed(python: Python) -> None:
+    ended = await python.get(f"/big-value?{DATA_BYTES + 1}", capabilities=[*ALWAYS, "storage.kv"])
 
     assert ended.body == b"err <KvError.INVALID: 2>"
     assert ended.host_calls == []
+
+
+async def test_value_of_ten_mebibytes__reaches_the_host_whole(python: Python) -> None:
+    ended = await python.get(f"/big-value?{DATA_BYTES}", capabilities=[*ALWAYS, "storage.kv"], answer=lambda _f, _a: 7)
+
+    assert ended.body == b"ok 7"
+    ((name, arguments),) = ended.host_calls
+    assert (name, arguments[2]) == ("extrunner:host/kv.put", bytes(range(256)) * (DATA_BYTES // 256))
 
 
 async def test_hoarding__memory__is_the_memory_limit(python: Python) -> None:
@@ -185,7 +192,7 @@ async def test_recursion__without_end__ends_in_the_guest(python: Python) -> None
 def test_imports__of_the_python_toolchain__are_all_our_own_or_act_on_nothing() -> None:
     """Every WASI function that a Python guest imports: ours, or one that needs a file, a socket or a name lookup, which no guest has."""
     kit = EngineKit()
-    compiled = wasm_component.Component.deserialize_file(kit.engine, str(artifact_of(build_python_guest(SOURCE))))
+    compiled = wasm_component.Component.deserialize(kit.engine, compiled_of(build_python_guest(SOURCE)).artifact)
     needs_what_nobody_has = tuple(
         f"[method]{resource}."
         for resource in (

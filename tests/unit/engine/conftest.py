@@ -7,6 +7,7 @@ import pytest
 from tests.fakes.engine_kit import EngineKit
 
 
-@pytest.fixture(scope="session")
-def kit() -> EngineKit:
-    return EngineKit()
+@pytest.fixture(scope="session", params=["bridge", "ordinary"])
+def kit(request: pytest.FixtureRequest) -> EngineKit:
+    """Both call paths: what a test says holds on each, unless it asks `kit.bridge`."""
+    return EngineKit(bridge=request.param == "bridge")

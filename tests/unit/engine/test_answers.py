@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnerd.engine.answers import DROPPED, check_answer, check_headers
+from runnerd.engine.answers import DROPPED, GuestAnswer, check_answer, check_headers
 from runnerd.engine.outcomes import Completed, GuestError, LimitExceeded, LimitKind
 
 
-def answer(status: int = 200, headers: list[tuple[str, str]] | None = None, body: bytes | None = b"x") -> dict[str, object]:
-    return {"status": status, "headers": [{"name": name, "value": value} for name, value in headers or []], "body": body}
+def answer(status: int = 200, headers: list[tuple[str, str]] | None = None, body: bytes | None = b"x") -> GuestAnswer:
+    return GuestAnswer(status, headers or [], body)
 
 
 def check(**changes: Any) -> object:

@@ -13,7 +13,7 @@ from wasmtime import component
 from wasmtime.component import _enter
 
 from runnerd.engine import bindings
-from runnerd.engine.profile import MAX_CORE_INSTANCES, PoolSizes
+from runnerd.engine.profile import BRIDGE_CORE_INSTANCES, MAX_CORE_INSTANCES, PoolSizes
 from tests.fakes import guests
 from tests.fakes.engine_kit import EngineKit, post
 
@@ -38,7 +38,7 @@ def test_pooling__more_instances_than_the_pool_has__are_refused() -> None:
 
 def test_pooling__component_with_too_many_instances__does_not_compile() -> None:
     engine = pooled_engine()
-    instances = "(core instance (instantiate $m))" * (MAX_CORE_INSTANCES + 1)
+    instances = "(core instance (instantiate $m))" * (MAX_CORE_INSTANCES + BRIDGE_CORE_INSTANCES + 1)
     with pytest.raises(wasmtime.WasmtimeError, match="instances"):
         component.Component(engine, f"(component (core module $m) {instances})")
 
@@ -273,4 +273,4 @@ def test_memory__of_many_calls__is_given_back(kit: EngineKit) -> None:
 
 def test_call_function__component_guest__returns_none_or_a_text(kit: EngineKit) -> None:
     assert kit.run("hello").outcome.status == 200
-    assert guests.memories("hello") == 1
+    assert guests.compiled("hello").memories == 1

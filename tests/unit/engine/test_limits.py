@@ -4,18 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runnerd.capabilities.shapes import DATA_BYTES
 from runnerd.engine.limits import (
     MAX_HOST_CALLS,
     MAX_LOG_BYTES,
     MAX_LOG_LINES,
     MAX_RESPONSE_BYTES,
     MAX_WALL_SECONDS,
+    ORDINARY_PATH_BYTES,
     InvocationLimits,
 )
 from runnerd.engine.outcomes import Completed, LimitExceeded, LimitKind, TrapKind
 from runnerd.engine.profile import MAX_MEMORY_BYTES, MAX_TABLE_ELEMENTS
 from tests.fakes import guests
-from tests.fakes.engine_kit import ALWAYS, MIB, EngineKit, limits, post
+from tests.fakes.engine_kit import ALWAYS, MIB, EngineKit, Ran, limits, post
 
 PAGE = 65_536
 
@@ -47,7 +49,7 @@ def test_memory__smaller_than_the_component_needs__is_a_limit(kit: EngineKit) ->
 
 
 def test_memories__more_than_were_counted__do_not_instantiate(kit: EngineKit) -> None:
-    outcome = kit.run(kit.load_bytes(guests.artifact("two_memories"), memories=1)).outcome
+    outcome = kit.run(kit.load_compiled(guests.compiled("two_memories", bridge=kit.bridge), memories=1)).outcome
 
     assert outcome.kind is TrapKind.INSTANTIATION
 
@@ -126,8 +128,32 @@ def test_granted__error_of_the_host__reaches_the_guest(kit: EngineKit, case: str
     assert ran.outcome.status == status
 
 
-def test_argument__larger_than_two_mebibytes__is_refused_typed_without_a_host_call(kit: EngineKit) -> None:
-    ran = kit.run("put_3_mib", grants=ALWAYS | {"storage.kv"})
+def put(kit: EngineKit, size: int) -> Ran:
+    request = post(size.to_bytes(4, "little"))
+    return kit.run("put_bytes", request, grants=ALWAYS | {"storage.kv"}, answer=lambda _f, _a: (7, None))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2 * MIB])
+def test_argument__within_what_both_paths_carry__reaches_the_host(kit: EngineKit, size: int) -> None:
+    ran = put(kit, size)
+
+    assert ran.outcome.status == 200
+    assert [len(arguments[2]) for _, arguments in ran.port.calls] == [size]  # type: ignore[arg-type]
+
+
+def test_argument__larger_than_the_ordinary_path_carries__crosses_the_bridge_and_is_a_limit_without_it(kit: EngineKit) -> None:
+    ran = put(kit, DATA_BYTES)
+
+    if kit.bridge:
+        assert ran.outcome.status == 200
+        assert [len(arguments[2]) for _, arguments in ran.port.calls] == [DATA_BYTES]  # type: ignore[arg-type]
+    else:
+        assert ran.outcome == LimitExceeded(limit=LimitKind.HOST_CALL_SIZE, used=ORDINARY_PATH_BYTES + 1, allowed=ORDINARY_PATH_BYTES)
+        assert ran.port.calls == []
+
+
+def test_argument__larger_than_its_shape_allows__is_refused_typed_without_a_host_call() -> None:
+    ran = put(EngineKit(), DATA_BYTES + 1)
 
     assert ran.outcome.status == 502  # 500 + case 2, "invalid"
     assert ran.port.calls == []

@@ -87,8 +87,11 @@ def chance(_request):
     return f"{len(os.urandom(100_000))} {random.random() < 1} {len({os.urandom(8) for _ in range(50)})}"
 
 
-def big_value(_request):
-    return attempt(lambda: kv.put("n", "k", b"x" * (2 * 1024 * 1024 + 1), kv.PutOptions(None, False, None, None)))
+def big_value(request):
+    size = int(request.http.url.partition("?")[2])
+    return attempt(
+        lambda: kv.put("n", "k", bytes(range(256)) * (size // 256) + b"x" * (size % 256), kv.PutOptions(None, False, None, None))
+    )
 
 
 def hoard(_request):

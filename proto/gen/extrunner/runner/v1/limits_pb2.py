@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n extrunner/runner/v1/limits.proto\x12\x13\x65xtrunner.runner.v1\x1a\x1egoogle/protobuf/duration.proto\"\xae\x01\n\x06Limits\x12,\n\twall_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0cmemory_bytes\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\x04\x66uel\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x1b\n\x0eresponse_bytes\x18\x04 \x01(\x04H\x02\x88\x01\x01\x42\x0f\n\r_memory_bytesB\x07\n\x05_fuelB\x11\n\x0f_response_bytes\"\xae\x02\n\rResourceUsage\x12,\n\twall_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nqueue_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x66uel\x18\x03 \x01(\x04\x12\x1e\n\x11peak_memory_bytes\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x1c\n\x14\x65gress_request_bytes\x18\x05 \x01(\x04\x12\x1d\n\x15\x65gress_response_bytes\x18\x06 \x01(\x04\x12\x12\n\nhost_calls\x18\x07 \x01(\x04\x12+\n\x08\x63pu_time\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x14\n\x12_peak_memory_bytes*\xee\x01\n\tLimitKind\x12\x1a\n\x16LIMIT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14LIMIT_KIND_WALL_TIME\x10\x01\x12\x17\n\x13LIMIT_KIND_CPU_TIME\x10\x02\x12\x13\n\x0fLIMIT_KIND_FUEL\x10\x03\x12\x15\n\x11LIMIT_KIND_MEMORY\x10\x04\x12\x1c\n\x18LIMIT_KIND_RESPONSE_SIZE\x10\x05\x12\x19\n\x15LIMIT_KIND_HOST_CALLS\x10\x06\x12\x16\n\x12LIMIT_KIND_HEADERS\x10\x07\x12\x15\n\x11LIMIT_KIND_TABLES\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n extrunner/runner/v1/limits.proto\x12\x13\x65xtrunner.runner.v1\x1a\x1egoogle/protobuf/duration.proto\"\xae\x01\n\x06Limits\x12,\n\twall_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0cmemory_bytes\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\x04\x66uel\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x1b\n\x0eresponse_bytes\x18\x04 \x01(\x04H\x02\x88\x01\x01\x42\x0f\n\r_memory_bytesB\x07\n\x05_fuelB\x11\n\x0f_response_bytes\"\xae\x02\n\rResourceUsage\x12,\n\twall_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nqueue_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x66uel\x18\x03 \x01(\x04\x12\x1e\n\x11peak_memory_bytes\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x1c\n\x14\x65gress_request_bytes\x18\x05 \x01(\x04\x12\x1d\n\x15\x65gress_response_bytes\x18\x06 \x01(\x04\x12\x12\n\nhost_calls\x18\x07 \x01(\x04\x12+\n\x08\x63pu_time\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x14\n\x12_peak_memory_bytes*\x8d\x02\n\tLimitKind\x12\x1a\n\x16LIMIT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14LIMIT_KIND_WALL_TIME\x10\x01\x12\x17\n\x13LIMIT_KIND_CPU_TIME\x10\x02\x12\x13\n\x0fLIMIT_KIND_FUEL\x10\x03\x12\x15\n\x11LIMIT_KIND_MEMORY\x10\x04\x12\x1c\n\x18LIMIT_KIND_RESPONSE_SIZE\x10\x05\x12\x19\n\x15LIMIT_KIND_HOST_CALLS\x10\x06\x12\x16\n\x12LIMIT_KIND_HEADERS\x10\x07\x12\x15\n\x11LIMIT_KIND_TABLES\x10\x08\x12\x1d\n\x19LIMIT_KIND_HOST_CALL_SIZE\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'extrunner.runner.v1.limits_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LIMITKIND']._serialized_start=572
-  _globals['_LIMITKIND']._serialized_end=810
+  _globals['_LIMITKIND']._serialized_end=841
   _globals['_LIMITS']._serialized_start=90
   _globals['_LIMITS']._serialized_end=264
   _globals['_RESOURCEUSAGE']._serialized_start=267

@@ -42,6 +42,8 @@ class _LimitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LimitKind.V
     """Number or bytes of response headers."""
     LIMIT_KIND_TABLES: _LimitKind.ValueType  # 8
     """Table elements."""
+    LIMIT_KIND_HOST_CALL_SIZE: _LimitKind.ValueType  # 9
+    """Bytes that the guest handed to one host call; only on the ordinary call path, which cannot carry more (bytes)."""
 
 class LimitKind(_LimitKind, metaclass=_LimitKindEnumTypeWrapper):
     """The limits that the catalog of outcomes can name."""
@@ -64,6 +66,8 @@ LIMIT_KIND_HEADERS: LimitKind.ValueType  # 7
 """Number or bytes of response headers."""
 LIMIT_KIND_TABLES: LimitKind.ValueType  # 8
 """Table elements."""
+LIMIT_KIND_HOST_CALL_SIZE: LimitKind.ValueType  # 9
+"""Bytes that the guest handed to one host call; only on the ordinary call path, which cannot carry more (bytes)."""
 Global___LimitKind: _TypeAlias = LimitKind  # noqa: Y015
 
 @_typing.final

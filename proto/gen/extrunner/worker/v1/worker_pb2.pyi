@@ -40,9 +40,9 @@ class _FrameKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FrameKind.V
     FRAME_KIND_BODY: _FrameKind.ValueType  # 4
     """Either way: the body announced by the frame of the same call just before."""
     FRAME_KIND_HOST_CALL: _FrameKind.ValueType  # 5
-    """Worker to daemon: HostCall. Followed by BODY where has_body is set."""
+    """Worker to daemon: HostCall."""
     FRAME_KIND_HOST_REPLY: _FrameKind.ValueType  # 6
-    """Daemon to worker: HostReply. Followed by BODY where has_body is set."""
+    """Daemon to worker: HostReply."""
     FRAME_KIND_CANCEL: _FrameKind.ValueType  # 7
     """Daemon to worker: end this call at the next epoch; empty payload."""
     FRAME_KIND_DONE: _FrameKind.ValueType  # 8
@@ -66,9 +66,9 @@ FRAME_KIND_START: FrameKind.ValueType  # 3
 FRAME_KIND_BODY: FrameKind.ValueType  # 4
 """Either way: the body announced by the frame of the same call just before."""
 FRAME_KIND_HOST_CALL: FrameKind.ValueType  # 5
-"""Worker to daemon: HostCall. Followed by BODY where has_body is set."""
+"""Worker to daemon: HostCall."""
 FRAME_KIND_HOST_REPLY: FrameKind.ValueType  # 6
-"""Daemon to worker: HostReply. Followed by BODY where has_body is set."""
+"""Daemon to worker: HostReply."""
 FRAME_KIND_CANCEL: FrameKind.ValueType  # 7
 """Daemon to worker: end this call at the next epoch; empty payload."""
 FRAME_KIND_DONE: FrameKind.ValueType  # 8
@@ -158,22 +158,26 @@ class LoadComponent(_message.Message):
     COMPONENT_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
     MEMORIES_FIELD_NUMBER: _builtins.int
+    BRIDGED_FIELD_NUMBER: _builtins.int
     component: _builtins.int
     """Number by which later Start frames name it; chosen by the daemon."""
     size: _builtins.int
     """Bytes in the file."""
     memories: _builtins.int
     """Linear memories that one instance has together, 1 to 4; the memory cap is divided among them. 0 is read as 1."""
+    bridged: _builtins.bool
+    """True where it was composed with the bridge."""
     def __init__(
         self,
         *,
         component: _builtins.int = ...,
         size: _builtins.int = ...,
         memories: _builtins.int = ...,
+        bridged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "memories", b"memories", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridged", b"bridged", "component", b"component", "memories", b"memories", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -568,7 +572,7 @@ class Done(_message.Message):
     fuel: _builtins.int
     """Fuel used."""
     peak_memory_bytes: _builtins.int
-    """Peak linear memory in bytes; absent where unknown."""
+    """Peak linear memory in bytes: exact where the bridge ran and the guest returned, else an estimate; absent where unknown."""
     cpu_time_us: _builtins.int
     """CPU time of the call's thread, microseconds."""
     wall_time_us: _builtins.int
