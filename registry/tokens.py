@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import jwt
 import structlog
@@ -71,9 +71,20 @@ _REMEMBERED_SECONDS = 60.0
 _FILE_CHECK_SECONDS = 1.0
 _MAX_LIST = 64
 _MAX_WORD_CHARACTERS = 64
+T = TypeVar("T")
 _WORD = re.compile(r"[a-z0-9]+([:._-][a-z0-9]+)*\Z")
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Remembered:
+    """The claims of a token that verified, and what somebody read in them."""
+
+    claims: Mapping[str, object]
+    until: float = 0.0
+    read_by: object = None
+    reading: Any = None
 
 
 class TokenVerifier:
@@ -111,7 +122,7 @@ class TokenVerifier:
         self._algorithms = frozenset(algorithms)
         self._refuse_development_keys = refuse_development_keys
         self._clock = clock
-        self._remembered: OrderedDict[bytes, tuple[Mapping[str, object], float]] = OrderedDict()
+        self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
         self._looked_at = clock()
         self._file_version = file_version(jwks_file)
         self._keys = self._load()
@@ -124,6 +135,27 @@ class TokenVerifier:
         Raises:
             RefusalError: UNAUTHENTICATED; the sentence names what is wrong and repeats nothing of the token.
         """
+        return self._verified(token).claims
+
+    def verify_as(self, token: str, read: Callable[[Mapping[str, object]], T]) -> T:
+        """Return what `read` makes of the claims of `token`; asked once for each `read` while the result is remembered.
+
+        Args:
+            token: the bearer token.
+            read: `parse_service` or another pure function; the same object for the same reading.
+
+        Raises:
+            RefusalError: UNAUTHENTICATED, as `verify`, or what `read` refuses.
+        """
+        found = self._verified(token)
+        if found.read_by is read:
+            known: T = found.reading
+            return known
+        reading = read(found.claims)
+        found.read_by, found.reading = read, reading
+        return reading
+
+    def _verified(self, token: str) -> _Remembered:
         if not token:
             raise RefusalError(Reason.UNAUTHENTICATED, "Send a bearer token.")
         # SECURITY: the size is checked before anything looks into the token.
@@ -133,11 +165,11 @@ class TokenVerifier:
         digest = hashlib.sha256(token.encode()).digest()
         now = self._clock()
         remembered = self._remembered.get(digest)
-        if remembered is not None and now < remembered[1]:
-            return remembered[0]
-        claims = MappingProxyType(self._decode(token))
-        self._remember(digest, claims, now)
-        return claims
+        if remembered is not None and now < remembered.until:
+            return remembered
+        verified = _Remembered(MappingProxyType(self._decode(token)))
+        self._remember(digest, verified, now)
+        return verified
 
     def _decode(self, token: str) -> dict[str, Any]:
         try:
@@ -185,14 +217,15 @@ class TokenVerifier:
             raise RefusalError(Reason.UNAUTHENTICATED, "The bearer token's algorithm is not accepted.")
         return public
 
-    def _remember(self, digest: bytes, claims: Mapping[str, object], now: float) -> None:
-        expires = claims["exp"]
+    def _remember(self, digest: bytes, verified: _Remembered, now: float) -> None:
+        expires = verified.claims["exp"]
         if not isinstance(expires, int | float):
             return
         until = min(float(expires), now + _REMEMBERED_SECONDS)
         if until <= now:
             return
-        self._remembered[digest] = (claims, until)
+        verified.until = until
+        self._remembered[digest] = verified
         self._remembered.move_to_end(digest)
         while len(self._remembered) > _REMEMBERED_TOKENS:
             self._remembered.popitem(last=False)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 import time
 from typing import NewType
-from uuid import UUID
 
 TenantId = NewType("TenantId", str)
 PublisherId = NewType("PublisherId", str)
@@ -19,6 +18,7 @@ EXTENSION_NAME_PATTERN = r"^[a-z0-9]+(\.[a-z0-9-]+)+$"
 MAX_EXTENSION_NAME_CHARACTERS = 128
 PUBLISHER_NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?$"
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _EXTENSION_NAME = re.compile(EXTENSION_NAME_PATTERN)
 _PUBLISHER_NAME = re.compile(PUBLISHER_NAME_PATTERN)
@@ -30,16 +30,16 @@ def new_id() -> str:
     Made here and not by the database: PostgreSQL before 18 has no uuidv7(), and CPython before 3.14 neither.
     """
     milliseconds = time.time_ns() // 1_000_000
-    value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
-    return str(UUID(int=value))
+    # 74 random bits, cut out of 80 that are asked for at once.
+    random = int.from_bytes(os.urandom(10), "big")
+    high = (milliseconds & (1 << 48) - 1) << 16 | 0x7 << 12 | random >> 68
+    digits = f"{high:016x}{0b10 << 62 | random & (1 << 62) - 1:016x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def is_uuid(text: str) -> bool:
     """Tell whether `text` is a UUID in canonical lower-case form."""
-    try:
-        return str(UUID(text)) == text
-    except ValueError:
-        return False
+    return _UUID.match(text) is not None
 
 
 def is_tenant_id(text: str) -> bool:

@@ -68,7 +68,7 @@ class Resolver:
             RefusalError: EXTENSION_NOT_INSTALLED (also for another tenant's, and for what is no name or id at all), INSTALL_DISABLED,
                 HASH_DENIED, PIN_MISMATCH, REGISTRY_UNAVAILABLE.
         """
-        if not is_tenant_id(tenant_id) or not (is_uuid(extension_ref) or is_extension_name(extension_ref)):
+        if not is_tenant_id(tenant_id) or not (is_extension_name(extension_ref) or is_uuid(extension_ref)):
             raise _not_installed()
         resolved = await self._installs.get((tenant_id, extension_ref), lambda: self._load_install(TenantId(tenant_id), extension_ref))
         pins = (("install_id", install_id, resolved.install_id), ("version_id", version_id, resolved.version_id))
@@ -95,7 +95,7 @@ class Resolver:
         Raises:
             RefusalError: REGISTRY_UNAVAILABLE.
         """
-        if not is_content_hash(content_hash) or not (is_uuid(extension_ref) or is_extension_name(extension_ref)):
+        if not is_content_hash(content_hash) or not (is_extension_name(extension_ref) or is_uuid(extension_ref)):
             return False
         return await self._served.get((extension_ref, content_hash), lambda: self._load_served(extension_ref, content_hash))
 

@@ -11,7 +11,7 @@ No input or output here: frames in, events out.
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -42,7 +42,8 @@ class OpenCall:
     limits: ExecutionLimits
     deadline: float
     """On the clock of `time.monotonic()`."""
-    finished: asyncio.Future[FinishedCall]
+    finished: asyncio.Future[FinishedCall | None]
+    """Its result is None where the worker said nothing in time."""
     started: bool = False
     """The first byte of Start may have left."""
     cancelled: bool = False
@@ -51,6 +52,8 @@ class OpenCall:
     """Nobody waits for it any more, but the worker still holds it."""
     host_calls: int = 0
     outstanding: asyncio.Task[None] | None = None
+    timer: asyncio.TimerHandle | None = None
+    """Of its deadline, then of the grace after it."""
     log: list[Mapping[str, str]] = field(default_factory=list)
     log_bytes: int = 0
     log_lines: int = 0
@@ -104,13 +107,17 @@ class CallTable:
     def open(self, *, grant: InvocationGrant, limits: ExecutionLimits, deadline: float) -> OpenCall:
         """Enter a call under a random id."""
         # SECURITY: 64 random bits; a worker cannot guess the id of a call that it was not given.
-        call_id = secrets.randbits(64) or 1
-        while call_id in self._calls:
-            call_id = secrets.randbits(64) or 1
-        finished: asyncio.Future[FinishedCall] = asyncio.get_running_loop().create_future()
+        call_id = 0
+        while not call_id or call_id in self._calls:
+            call_id = int.from_bytes(os.urandom(8), "big")
+        finished: asyncio.Future[FinishedCall | None] = asyncio.get_running_loop().create_future()
         call = OpenCall(call_id=call_id, grant=grant, limits=limits, deadline=deadline, finished=finished)
         self._calls[call_id] = call
         return call
+
+    def holds(self, call: OpenCall) -> bool:
+        """Tell whether the worker still has this call."""
+        return self._calls.get(call.call_id) is call
 
     def forget(self, call: OpenCall) -> None:
         """Remove a call that never left for the worker."""

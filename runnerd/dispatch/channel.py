@@ -65,6 +65,8 @@ class FrameChannel:
         self._turn = asyncio.Lock()
         self._room = asyncio.Event()
         self._room.set()
+        self._writing = False
+        """A writer is registered with the loop."""
         self._open = True
         # Callbacks that are registered while some call sends must not log under that call's ids.
         self._context = contextvars.copy_context()
@@ -101,11 +103,25 @@ class FrameChannel:
             self._require_open()
             if on_sending is not None:
                 on_sending()
-            self._queue(_Part(memoryview(encode_header(kind, call_id, len(payload)) + payload)))
-            if body is not None:
-                self._queue(_Part(memoryview(encode_header(FrameKind.BODY, call_id, len(body)))))
-                self._queue(_Part(memoryview(body)))
+            self._queue_frames(kind, call_id, payload, body)
             self._flush()
+
+    @property
+    def is_free(self) -> bool:
+        """True where `send_at_once` may be used: nobody waits for room, and there is some."""
+        return self._open and self._room.is_set() and not self._turn.locked()
+
+    def send_at_once(self, kind: FrameKind, call_id: int, payload: bytes, *, body: memoryview | bytes | None = None) -> None:
+        """Do what `send` does, without waiting. Only where `is_free`."""
+        self._require_open()
+        self._queue_frames(kind, call_id, payload, body)
+        self._flush()
+
+    def _queue_frames(self, kind: FrameKind, call_id: int, payload: bytes, body: memoryview | bytes | None) -> None:
+        self._queue(_Part(memoryview(encode_header(kind, call_id, len(payload)) + payload)))
+        if body is not None:
+            self._queue(_Part(memoryview(encode_header(FrameKind.BODY, call_id, len(body)))))
+            self._queue(_Part(memoryview(body)))
 
     async def send_descriptor(self, kind: FrameKind, payload: bytes, *, descriptor: int, keep: object) -> None:
         """Queue a frame of no call with a descriptor; `keep` is held until the descriptor was sent.
@@ -183,13 +199,16 @@ class FrameChannel:
                 self._sent(self._write_some())
         except (BlockingIOError, InterruptedError):
             self._loop.add_writer(self._socket.fileno(), self._context.run, self._flush)
+            self._writing = True
             if self._stall is None:
                 self._stall = self._loop.call_later(self._stall_seconds, self._stalled, context=self._context)
             return
         except OSError as error:
             self._give_up(error)
             return
-        self._loop.remove_writer(self._socket.fileno())
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self._socket.fileno())
         self._cancel_stall()
 
     def _write_some(self) -> int:
@@ -199,6 +218,8 @@ class FrameChannel:
             # The kernel holds it now; the rest of the frame is ordinary bytes.
             first.descriptor = first.keep = None
             return sent
+        if len(self._unsent) == 1:
+            return self._socket.send(first.data)
         parts: list[memoryview] = []
         for part in self._unsent:
             if part.descriptor is not None or len(parts) == _MAX_PARTS:

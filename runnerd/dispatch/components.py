@@ -58,6 +58,18 @@ class MappedComponents:
         finally:
             mapped.users -= 1
 
+    def ready(self, extension: CompiledExtension) -> int | None:
+        """Return the number of a component that was sent, for use before anything else happens; None where `use` has something to do."""
+        identity = _identity(extension)
+        mapped = self._mapped.get(identity)
+        if mapped is None or len(self._mapped) > self._limit:
+            return None
+        loading = mapped.loading
+        if not loading.done() or loading.cancelled() or loading.exception() is not None:
+            return None
+        self._mapped.move_to_end(identity)
+        return mapped.number
+
     def forget(self, extension: CompiledExtension) -> None:
         """Send a component again the next time: the worker could not use it."""
         self._mapped.pop(_identity(extension), None)

@@ -226,9 +226,10 @@ class WorkerConnection:
         self.calls_started += 1
         began = time.monotonic()
         try:
-            async with asyncio.timeout(call.deadline - began):
-                await self._send(call, invocation)
-            began = time.monotonic()
+            if not self._send_at_once(call, invocation):
+                async with asyncio.timeout(call.deadline - began):
+                    await self._send(call, invocation)
+                began = time.monotonic()
             finished = await self._wait(call)
         except TimeoutError as error:
             # Nothing of it has left: whatever is in front of it, this worker takes too slowly.
@@ -245,7 +246,8 @@ class WorkerConnection:
             wall_us=round((ended - began) * 1e6),
             queue_us=invocation.queue_us,
             host_calls=call.host_calls,
-            late=finished is None or ended > call.deadline,
+            # A timer may be a fraction of a millisecond early; what was cancelled at its deadline was late all the same.
+            late=finished is None or call.cancelled or ended > call.deadline,
         )
         try:
             return self._report(call, finished, measured)
@@ -267,28 +269,47 @@ class WorkerConnection:
         denied = {capability: call.denials.get(capability, {}) for capability in (done.denied_capabilities if done is not None else ())}
         return CallReport(outcome=outcome, usage=usage_of(done, call.limits, measured), log=tuple(call.log), denied=denied | call.denials)
 
+    def _send_at_once(self, call: OpenCall, invocation: Invocation) -> bool:
+        """Send a call whose component the worker has, where the channel is free; False where it has to wait for either."""
+        component = self._components.ready(invocation.extension) if self._channel.is_free else None
+        if component is None:
+            return False
+        payload = _start_of(call, invocation, component)
+        call.started = True
+        self._channel.send_at_once(FrameKind.START, call.call_id, payload, body=invocation.http.body)
+        return True
+
     async def _send(self, call: OpenCall, invocation: Invocation) -> None:
         def leaving() -> None:
             call.started = True
 
         async with self._components.use(invocation.extension) as component:
-            remaining = call.deadline - time.monotonic()
-            start = build_start(invocation, component=component, wall_time_us=max(1, round(remaining * 1e6)))
-            payload = start.SerializeToString()
+            payload = _start_of(call, invocation, component)
             await self._channel.send(FrameKind.START, call.call_id, payload, body=invocation.http.body, on_sending=leaving)
 
     async def _wait(self, call: OpenCall) -> FinishedCall | None:
-        """Return what the worker said, or None where it says nothing in time."""
-        waiting = {call.finished}
-        await asyncio.wait(waiting, timeout=max(0.0, call.deadline - time.monotonic()))
+        """Return what the worker said, or None where it says nothing in time.
+
+        The future itself is awaited, with a timer beside it: anything around it would cost more than the rest of the wait. Cancelling
+        therefore cancels the future; see `_abandon`.
+        """
+        left = max(0.0, call.deadline - time.monotonic())
+        call.timer = asyncio.get_running_loop().call_later(left, self._deadline_passed, call)
+        try:
+            return await call.finished
+        finally:
+            call.timer.cancel()
+
+    def _deadline_passed(self, call: OpenCall) -> None:
         if not call.finished.done():
             self._cancel(call)
-            await asyncio.wait(waiting, timeout=self._settings.grace_seconds)
-        if call.finished.done():
-            return call.finished.result()
-        call.orphaned = True
-        self._start_backstop()
-        return None
+            call.timer = asyncio.get_running_loop().call_later(self._settings.grace_seconds, self._grace_passed, call)
+
+    def _grace_passed(self, call: OpenCall) -> None:
+        if not call.finished.done():
+            call.orphaned = True
+            self._start_backstop()
+            call.finished.set_result(None)
 
     def _cancel(self, call: OpenCall) -> None:
         call.cancelled = True
@@ -299,13 +320,19 @@ class WorkerConnection:
 
     def _abandon(self, call: OpenCall) -> None:
         """Nobody waits for the answer any more: end the guest, and see to it that it ends."""
-        if call.finished.done():
+        if call.finished.done() and not call.finished.cancelled():
             # Its result, or the worker's death, is nobody's business now.
-            call.finished.cancelled() or call.finished.exception()
+            call.finished.exception()
+            return
+        # It may have ended between the cancellation and now.
+        if not self._table.holds(call):
             return
         if not call.started:
             self._table.forget(call)
             return
+        if call.finished.cancelled():
+            # With whoever awaited it; the worker's answer still needs a place.
+            call.finished = asyncio.get_running_loop().create_future()
         call.orphaned = True
         self._cancel(call)
         self._background(self._see_it_end(call))
@@ -456,3 +483,8 @@ class WorkerConnection:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _start_of(call: OpenCall, invocation: Invocation, component: int) -> bytes:
+    remaining = call.deadline - time.monotonic()
+    return build_start(invocation, component=component, wall_time_us=max(1, round(remaining * 1e6))).SerializeToString()

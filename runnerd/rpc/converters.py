@@ -32,6 +32,8 @@ MAX_WISH = (1 << 63) - 1
 MAX_DURATION_SECONDS = 315_576_000_000
 """Of google.protobuf.Duration: 10,000 years."""
 NANOSECONDS = 1_000_000_000
+_NO_PINS = Pins()
+_NO_WISHES = LimitWishes()
 _QUERY = re.compile(r"[\x21\x22\x24-\x7e]*\Z")
 _TRIGGERS = {
     execution_pb2.TRIGGER_UNSPECIFIED: Trigger.HTTP,
@@ -69,7 +71,7 @@ def to_execution_request(scanned: ScannedExecute) -> ExecutionRequest:
         pins=_pins(context),
         asserted_user=_user(context.user) if context.HasField("user") else None,
         http=_http(message.http, scanned.body),
-        wishes=_wishes(message.limits),
+        wishes=_wishes(message.limits) if message.HasField("limits") else _NO_WISHES,
         idempotency_key=message.idempotency_key,
         trigger=trigger,
     )
@@ -88,18 +90,17 @@ def to_content_hash(message: runner_service_pb2.WarmRequest) -> ContentHash:
 def from_result(result: ExecutionResult) -> execution_pb2.ExecuteResponse:
     """Say how a call ended."""
     response = execution_pb2.ExecuteResponse(
-        usage=_usage(result.usage),
-        execution_id=result.execution_id,
-        version_id=result.version_id,
-        content_hash=result.content_hash,
+        execution_id=result.execution_id, version_id=result.version_id, content_hash=result.content_hash
     )
+    _write_usage(response.usage, result.usage)
     match result.outcome:
         case Completed() as completed:
-            response.completed.status = completed.status
+            message = response.completed
+            message.status = completed.status
             for name, value in completed.headers:
-                response.completed.headers.add(name=name, value=value)
+                message.headers.add(name=name, value=value)
             if completed.body is not None:
-                response.completed.body = completed.body
+                message.body = completed.body
         case Trapped() as trapped:
             response.trapped.kind = _TRAP_KINDS[trapped.kind]
             response.trapped.message = trapped.message
@@ -139,13 +140,15 @@ def from_runner_info(info: RunnerInfo) -> runner_service_pb2.GetRunnerInfoRespon
 
 
 def _pins(context: execution_pb2.Context) -> Pins:
-    _require(not context.install_id or is_uuid(context.install_id), "context.install_id", "must be the id of an install")
-    _require(not context.version_id or is_uuid(context.version_id), "context.version_id", "must be the id of a version")
-    pinned = context.content_hash
+    install, version, pinned = context.install_id, context.version_id, context.content_hash
+    if not (install or version or pinned):
+        return _NO_PINS
+    _require(not install or is_uuid(install), "context.install_id", "must be the id of an install")
+    _require(not version or is_uuid(version), "context.version_id", "must be the id of a version")
     _require(not pinned or is_content_hash(pinned), "context.content_hash", 'must be "sha256:" and 64 lower-case hexadecimal digits')
     return Pins(
-        install_id=InstallId(context.install_id) if context.install_id else None,
-        version_id=VersionId(context.version_id) if context.version_id else None,
+        install_id=InstallId(install) if install else None,
+        version_id=VersionId(version) if version else None,
         content_hash=ContentHash(pinned) if pinned else None,
     )
 
@@ -174,14 +177,16 @@ def _user(user: execution_pb2.User) -> GuestUser:
 
 
 def _http(http: execution_pb2.HttpRequest, body: memoryview | None) -> GuestRequest:
-    _require(http.method in METHODS, "http.method", "must be GET, HEAD, POST, PUT, PATCH or DELETE")
+    method, path, query = http.method, http.path, http.query
+    _require(method in METHODS, "http.method", "must be GET, HEAD, POST, PUT, PATCH or DELETE")
     try:
-        check_normal_form(http.path)
+        check_normal_form(path)
     except PathError as error:
         raise _invalid(field="http.path", what=f"is not in normal form: {error}") from error
-    _require(len(http.query) <= MAX_QUERY_CHARACTERS, "http.query", f"is longer than {MAX_QUERY_CHARACTERS} characters")
-    _require(_QUERY.match(http.query) is not None, "http.query", "must be visible ASCII without '#'; encode the rest")
-    return GuestRequest(method=http.method, path=http.path, query=http.query, headers=_headers(http.headers), body=body)
+    if query:
+        _require(len(query) <= MAX_QUERY_CHARACTERS, "http.query", f"is longer than {MAX_QUERY_CHARACTERS} characters")
+        _require(_QUERY.match(query) is not None, "http.query", "must be visible ASCII without '#'; encode the rest")
+    return GuestRequest(method=method, path=path, query=query, headers=_headers(http.headers) if http.headers else (), body=body)
 
 
 def _headers(headers: Iterable[execution_pb2.Header]) -> tuple[tuple[str, str], ...]:
@@ -220,22 +225,28 @@ def _wish(name: str, value: int, *, least: int = 1) -> int:
     return value
 
 
-def _usage(usage: Usage) -> limits_pb2.ResourceUsage:
-    return limits_pb2.ResourceUsage(
-        wall_time=_duration(usage.wall_us),
-        # Rounded: how long others keep a tenant waiting is theirs to know only roughly (T41).
-        queue_time=_duration(round(usage.queue_us / 1000) * 1000),
-        fuel=usage.fuel,
-        peak_memory_bytes=usage.peak_memory_bytes,
-        egress_request_bytes=usage.egress_request_bytes,
-        egress_response_bytes=usage.egress_response_bytes,
-        host_calls=usage.host_calls,
-        cpu_time=_duration(usage.cpu_us),
-    )
+def _write_usage(message: limits_pb2.ResourceUsage, usage: Usage) -> None:
+    _write_duration(message.wall_time, usage.wall_us)
+    # Rounded: how long others keep a tenant waiting is theirs to know only roughly (T41).
+    _write_duration(message.queue_time, round(usage.queue_us / 1000) * 1000)
+    _write_duration(message.cpu_time, usage.cpu_us)
+    message.fuel = usage.fuel
+    if usage.peak_memory_bytes is not None:
+        message.peak_memory_bytes = usage.peak_memory_bytes
+    message.egress_request_bytes = usage.egress_request_bytes
+    message.egress_response_bytes = usage.egress_response_bytes
+    message.host_calls = usage.host_calls
+
+
+def _write_duration(message: Duration, microseconds: int) -> None:
+    # Setting a field, to 0 as well, makes the duration present: 0 is an answer, absence would be none.
+    message.seconds, message.nanos = microseconds // 1_000_000, microseconds % 1_000_000 * 1000
 
 
 def _duration(microseconds: int) -> Duration:
-    return Duration(seconds=microseconds // 1_000_000, nanos=microseconds % 1_000_000 * 1000)
+    message = Duration()
+    _write_duration(message, microseconds)
+    return message
 
 
 def _require(holds: bool, field: str, what: str) -> None:  # noqa: FBT001 - the condition is the subject of the sentence.

@@ -57,6 +57,7 @@ PRESCAN_PROBLEMS = (
     "bad_varint",
     "undecodable",
 )
+_OTHER = "other"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _COMPILE_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 120)
 _FUEL = tuple(10.0**power for power in range(3, 12))
@@ -147,20 +148,23 @@ class Metrics:
         return Histogram(f"extrunner_{name}", text, labels, buckets=tuple(buckets), registry=self.registry)
 
     def _prepare(self) -> None:
-        """Make every series of the closed sets at once: absence of a series then never means zero."""
-        for outcome in OUTCOMES:
-            self._duration.labels(outcome)
-            for trigger in TRIGGERS:
-                self._executions.labels(outcome, trigger)
+        """Make every series of the closed sets at once: absence of a series then never means zero.
+
+        Those that every execution touches are kept at hand: looking a series up by its labels costs more than counting.
+        """
+        self._executions_of = {
+            (outcome, trigger): self._executions.labels(outcome, trigger) for outcome in OUTCOMES for trigger in TRIGGERS
+        }
+        self._duration_of = {outcome: self._duration.labels(outcome) for outcome in OUTCOMES}
+        self._loads_of = {source: self._loads.labels(source) for source in ARTIFACT_SOURCES}
+        self._egress_request, self._egress_response = self._egress.labels("request"), self._egress.labels("response")
         closed: tuple[tuple[Counter, Iterable[str]], ...] = (
             (self._refusals, Reason),
             (self._prescan, PRESCAN_PROBLEMS),
-            (self._loads, ARTIFACT_SOURCES),
             (self._shared, SHARED_RESULTS),
             (self._restarts, RESTART_CAUSES),
             (self._generations, GENERATION_RESULTS),
             (self._circuits, CIRCUIT_STATES),
-            (self._egress, ("request", "response")),
         )
         for counter, values in closed:
             for value in values:
@@ -168,19 +172,23 @@ class Metrics:
 
     def execution(self, outcome: str, trigger: str) -> None:
         """Count one execution."""
-        self._executions.labels(_known(outcome, OUTCOMES), _known(trigger, TRIGGERS)).inc()
+        known = self._executions_of.get((outcome, trigger))
+        (known or self._executions.labels(_known(outcome, OUTCOMES), _known(trigger, TRIGGERS))).inc()
 
     def usage(self, outcome: str, used: UsedResources) -> None:
         """Observe what one execution used."""
-        self._duration.labels(_known(outcome, OUTCOMES)).observe(used.wall_us / 1e6)
+        (self._duration_of.get(outcome) or self._duration.labels(_OTHER)).observe(used.wall_us / 1e6)
         self._queue_wait.observe(used.queue_us / 1e6)
         self._cpu.inc(used.cpu_us / 1e6)
         self._fuel.observe(used.fuel)
         self._fuel_total.inc(used.fuel)
         if used.peak_memory_bytes is not None:
             self._peak.observe(used.peak_memory_bytes)
-        self._egress.labels("request").inc(used.egress_request_bytes)
-        self._egress.labels("response").inc(used.egress_response_bytes)
+        # Most executions send nothing out; the series exist all the same.
+        if used.egress_request_bytes:
+            self._egress_request.inc(used.egress_request_bytes)
+        if used.egress_response_bytes:
+            self._egress_response.inc(used.egress_response_bytes)
 
     def host_call(self, capability: str, result: str) -> None:
         """Count one brokered host call."""
@@ -228,7 +236,7 @@ class Metrics:
 
     def artifact_loaded(self, source: str) -> None:
         """Count one artifact made ready, by where it came from; "check" is from the cache ahead of any call."""
-        self._loads.labels(_known(source, ARTIFACT_SOURCES)).inc()
+        (self._loads_of.get(source) or self._loads.labels(_OTHER)).inc()
 
     def shared_artifact(self, result: str) -> None:
         """Count one artifact asked of, or given to, the object store."""
@@ -267,4 +275,4 @@ class Metrics:
 
 
 def _known(value: str, known: Iterable[str]) -> str:
-    return value if value in known else "other"
+    return value if value in known else _OTHER

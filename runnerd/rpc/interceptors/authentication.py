@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import grpc
@@ -53,7 +54,7 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):
         self._scopes = dict(scopes)
         self._open = dict(open_methods)
         self._default_scope = default_scope
-        self._claims = claims
+        self._parse_user = partial(parse_user, names=claims)
 
     async def intercept_service(
         self,
@@ -75,7 +76,7 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):
         token = _single(metadata, _AUTHORIZATION)
         if token is None or not token[: len(_BEARER)].lower() == _BEARER:
             raise RefusalError(Reason.UNAUTHENTICATED, "Send a service token: metadata authorization: Bearer <token>.")
-        service = parse_service(self._services.verify(token[len(_BEARER) :].strip()))
+        service = self._services.verify_as(token[len(_BEARER) :].strip(), parse_service)
         if scope not in service.scopes:
             raise RefusalError(Reason.PERMISSION_MISSING, f"The service token lacks the scope {scope}.", metadata={"scope": scope})
         subject = _single(metadata, SUBJECT_TOKEN)
@@ -88,7 +89,7 @@ class AuthenticationInterceptor(grpc.aio.ServerInterceptor):
             detail = "This runner verifies no user tokens; leave the subject token out."
             raise RefusalError(Reason.UNAUTHENTICATED, detail, metadata=_OF_SUBJECT)
         try:
-            return parse_user(self._users.verify(token), names=self._claims)
+            return self._users.verify_as(token, self._parse_user)
         except RefusalError as refusal:
             # Which of the two credentials it was: a gateway tells its user about the one and its operator about the other.
             raise RefusalError(refusal.reason, refusal.public_detail, metadata=_OF_SUBJECT) from refusal
@@ -100,13 +101,13 @@ def _single(metadata: Any, wanted: str) -> str | None:
     Raises:
         RefusalError: UNAUTHENTICATED where it is there twice: which one counts must not be a matter of who reads.
     """
-    values = [value for key, value in metadata if key == wanted]
-    if len(values) > 1:
-        raise RefusalError(Reason.UNAUTHENTICATED, f"Send {wanted} once.")
-    if not values:
-        return None
-    value = values[0]
-    return value if isinstance(value, str) else value.decode("ascii", "replace")
+    found: Any = None
+    for key, value in metadata:
+        if key == wanted:
+            if found is not None:
+                raise RefusalError(Reason.UNAUTHENTICATED, f"Send {wanted} once.")
+            found = value
+    return found.decode("ascii", "replace") if isinstance(found, bytes) else found
 
 
 def _deny(refusal: RefusalError) -> grpc.RpcMethodHandler[Any, Any]:

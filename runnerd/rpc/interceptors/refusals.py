@@ -25,6 +25,7 @@ class RefusalInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._wrapped: tuple[object, grpc.RpcMethodHandler[Any, Any] | None] = (None, None)
 
     async def intercept_service(
         self,
@@ -33,7 +34,15 @@ class RefusalInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wrap the handler of this call."""
         handler = await continuation(handler_call_details)
-        return None if handler is None else self._wrap(handler)
+        if handler is None:
+            return None
+        if handler is not self._wrapped[0]:
+            # One is kept, of the kind that is called all the time; those that refuse a single call are made for it.
+            wrapped = self._wrap(handler)
+            if handler.request_streaming:
+                return wrapped
+            self._wrapped = (handler, wrapped)
+        return self._wrapped[1]
 
     def _wrap(self, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
         kind = {

@@ -23,7 +23,7 @@ from runnerd.dispatch.outcome import Completed, GuestError, LimitExceeded, Limit
 from runnerd.dispatch.request import ExecutionResult, GuestRequest
 from runnerd.dispatch.start import Invocation, build_start
 from runnerd.rpc import converters, prescan
-from runnerd.worker.frames import FrameKind, encode_frame
+from runnerd.worker.frames import Frame, FrameKind, encode_frame
 from tests.fakes.dispatch_kit import CONNECTION, POOL, TENANT, Kit, dispatching, eventually, make_extension, make_install, make_request
 from tests.fakes.fake_worker import WorkerEnd, scripted
 
@@ -383,6 +383,46 @@ async def test_cancelled_before_it_left__frees_the_slot_at_once() -> None:
         await eventually(lambda: kit.pool.state().in_use == 1)
         first.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
+
+
+async def silent(worker: WorkerEnd) -> None:
+    await worker.greet()
+    while True:
+        await worker.next_frame()
+
+
+async def test_call_that_ends_in_the_moment_of_its_cancellation__costs_the_worker_nothing() -> None:
+    fork, _ = scripted(then=silent)
+    async with dispatching(fork) as kit:
+        task = asyncio.create_task(execute(kit))
+        await eventually(lambda: any(call.started for worker in kit.pool.workers for call in worker._table.calls))
+        worker = next(worker for worker in kit.pool.workers if worker.in_flight)
+        call = worker._table.calls[0]
+        task.cancel()
+        worker._on_frame(Frame(FrameKind.DONE, call.call_id, completed(204).SerializeToString()))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert worker.in_flight == 0
+        await asyncio.sleep(CONNECTION.grace_seconds * 2 + CONNECTION.bystander_seconds)
+        assert not worker.has_ended
+
+
+async def test_cancelled_call__is_taken_from_the_guest_and_its_late_answer_is_no_violation() -> None:
+    fork, processes = scripted(then=silent)
+    async with dispatching(fork) as kit:
+        task = asyncio.create_task(execute(kit))
+        await eventually(lambda: any(call.started for worker in kit.pool.workers for call in worker._table.calls))
+        worker = next(worker for worker in kit.pool.workers if worker.in_flight)
+        call = worker._table.calls[0]
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert worker.orphans == 1
+        await eventually(lambda: any(call.call_id in process.end.cancelled for process in processes))
+        worker._on_frame(Frame(FrameKind.DONE, call.call_id, worker_pb2.Done(internal_error="cancelled").SerializeToString()))
+        assert (worker.in_flight, worker.orphans) == (0, 0)
+        await asyncio.sleep(CONNECTION.grace_seconds * 2 + CONNECTION.bystander_seconds)
+        assert not worker.has_ended
 
 
 # --- T22 ---------------------------------------------------------------------------------------------------------------------------------

@@ -523,3 +523,43 @@ class TestParseService:
         with pytest.raises(RefusalError) as refusal:
             parse_service(self.claims(**changes))
         assert refusal.value.reason is Reason.UNAUTHENTICATED
+
+
+def test_verify_as__reads_once_for_each_reader_while_the_token_is_remembered(keys: Keys) -> None:
+    asked: list[str] = []
+
+    def subject(claims: Any) -> str:
+        asked.append("subject")
+        return str(claims["sub"])
+
+    def tenant(claims: Any) -> str:
+        asked.append("tenant")
+        return str(claims["tenant"])
+
+    token, other = (keys.minter.mint(name, ttl_seconds=60, tenant=f"t-{name}") for name in ("u1", "u2"))
+    assert [keys.verifier.verify_as(token, subject), keys.verifier.verify_as(token, subject)] == ["u1", "u1"]
+    assert keys.verifier.verify_as(other, subject) == "u2"
+    assert keys.verifier.verify_as(token, tenant) == "t-u1"
+    assert asked == ["subject", "subject", "tenant"]
+    keys.clock.now += 30
+    assert keys.verifier.verify_as(other, subject) == "u2"
+    assert len(asked) == 3
+    # Remembered for the token's life at most: what was read goes with the verification.
+    keys.clock.now += 31
+    keys.verifier.verify_as(other, subject)
+    assert len(asked) == 4
+
+
+def test_verify_as__refused_claims_are_refused_again_and_removed_keys_end_what_was_read(keys: Keys) -> None:
+    token = keys.minter.mint("u1", ttl_seconds=60, tenant="*", roles=["ext:invoke"])
+    for _ in range(2):
+        with pytest.raises(RefusalError):
+            keys.verifier.verify_as(token, parse_user)
+    good = keys.minter.mint("u1", ttl_seconds=60, tenant="t1", roles=[])
+    assert keys.verifier.verify_as(good, parse_user).tenant == "t1"
+    keys.files.jwks_file.write_text(
+        json.dumps({"keys": [OKPAlgorithm.to_jwk(ed25519.Ed25519PrivateKey.generate().public_key(), as_dict=True) | {"kid": "new"}]})
+    )
+    keys.clock.now += 2
+    with pytest.raises(RefusalError):
+        keys.verifier.verify_as(good, parse_user)
