@@ -87,8 +87,13 @@ def use_pooling(config: wasmtime.Config, sizes: PoolSizes) -> None:
 
 
 def disable_component_async(config: wasmtime.Config) -> None:
-    """Refuse components that use the asynchronous part of the component model."""
+    """Refuse components that use the asynchronous part of the component model, and leave out the engine's tasks for it.
+
+    NOTE: with those tasks, which are on by default, wasmtime 50.0.1 ends a guest that lends two resources to one host function, as
+    `wasi:io/poll.poll` does, with "BUG: deferred host scope has no call context".
+    """
     raw.wasmtime_config_wasm_component_model_async_set(config.ptr(), False)
+    raw.wasmtime_config_concurrency_support_set(config.ptr(), False)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ FEATURES_OFF = (
     "custom_page_sizes",
     "stack_switching",
     "component_model_async",
+    "concurrency_support",
     "component_model_map",
     "component_model_implements",
 )
