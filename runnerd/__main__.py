@@ -20,6 +20,7 @@ from runnerd.artifacts.keys import ArtifactKeyError
 from runnerd.assets.supervisor import AssetsStartError
 from runnerd.config import RunnerdSettings, SettingsError, load
 from runnerd.dispatch.connection import NotHardenedError, UnusableWorkerError
+from runnerd.dispatch.memory import NotEnoughMemoryError
 from runnerd.worker import kernel
 
 EXIT_CANNOT_START = 1
@@ -31,7 +32,7 @@ _log = structlog.get_logger("runnerd")
 _EXIT_CODES = """\
 exit status:
   0  stopped by SIGTERM or SIGINT after running calls had ended
-  1  could not start: database, address, key or trust domain
+  1  could not start: database, address, key, trust domain or memory
   2  a setting is missing, malformed, unknown or refused
   3  a mandatory step of hardening is not in force
 """
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ArtifactKeyError,
         AssetsStartError,
         KeySetError,
+        NotEnoughMemoryError,
         OSError,
         RefusalError,
         RuntimeError,

@@ -34,8 +34,9 @@ from runnerd.capabilities.broker import CapabilityBroker
 from runnerd.config import ArtifactsSettings, RunnerdSettings, host_of, port_of
 from runnerd.dispatch.admission import Admission, AdmissionLimits
 from runnerd.dispatch.breaker import CircuitBreaker
+from runnerd.dispatch.capacity import Capacity
 from runnerd.dispatch.connection import ConnectionSettings
-from runnerd.dispatch.cpus import Cpus, find_cpus
+from runnerd.dispatch.cpus import find_cpus
 from runnerd.dispatch.executor import Executor, ExecutorSettings
 from runnerd.dispatch.generations import Generations
 from runnerd.dispatch.host_calls import HostCallDesk
@@ -50,8 +51,6 @@ from runnerd.rpc.servicer import RunnerServicer
 from runnerd.telemetry.metrics import Metrics
 
 DATABASE_ROLE: Final = "ext_runner"
-WORKERS_PER_CPU: Final = 2
-MOST_WORKERS_PER_CPU: Final = 32
 
 _log = structlog.get_logger(__name__)
 
@@ -167,16 +166,16 @@ async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
         verifier = _verifier(settings, metrics)
         loader = _loader(settings, resolver=resolver, verifier=verifier, metrics=metrics)
         stack.push_async_callback(loader.aclose)
-        cpus = find_cpus(settings.workers.pin)
+        capacity = Capacity.find(settings)
         generations = await Generations.start(lambda: _factory(settings), metrics)
         stack.push_async_callback(generations.aclose)
         breaker = CircuitBreaker(metrics)
         desk = HostCallDesk(CapabilityBroker(storage=StorageService(database)), metrics)
-        pool = _pool(settings, cpus, generations, desk=desk, breaker=breaker, metrics=metrics)
+        pool = _pool(settings, capacity, generations, desk=desk, breaker=breaker, metrics=metrics)
         stack.push_async_callback(pool.aclose)
         await pool.start()
 
-        admission = Admission(_admission_limits(settings, cpus))
+        admission = Admission(_admission_limits(settings, capacity))
         executor = Executor(
             installs=resolver,
             extensions=loader,
@@ -191,7 +190,7 @@ async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
                 queue_seconds=settings.admission.queue_seconds,
             ),
         )
-        describe = _Description(settings, pool, cpus, verifier)
+        describe = _Description(settings, pool, capacity, verifier)
         metrics.engine(engine_version(), engine_fingerprint())
         rpc = _rpc(settings, RunnerServicer(executor=executor, warm=loader.warm, describe=describe, budget=_budget(settings)), metrics)
 
@@ -243,9 +242,9 @@ class _Readiness:
 class _Description:
     """Answers GetRunnerInfo."""
 
-    def __init__(self, settings: RunnerdSettings, pool: WorkerPool, cpus: Cpus, verifier: BundleVerifier) -> None:
+    def __init__(self, settings: RunnerdSettings, pool: WorkerPool, capacity: Capacity, verifier: BundleVerifier) -> None:
         self._ceiling = settings.limits.effective_ceiling
-        self._workers_max = _ceiling_of(settings, cpus)
+        self._workers_max = capacity.ceiling
         self._pool = pool
         domains = verifier.domains
         self._trust_domain = ",".join(domain.name for domain in domains)
@@ -335,19 +334,25 @@ async def _factory(settings: RunnerdSettings) -> WorkerFactory:
 
 
 def _pool(  # noqa: PLR0913 - the parts of a pool
-    settings: RunnerdSettings, cpus: Cpus, generations: Generations, *, desk: HostCallDesk, breaker: CircuitBreaker, metrics: Metrics
+    settings: RunnerdSettings,
+    capacity: Capacity,
+    generations: Generations,
+    *,
+    desk: HostCallDesk,
+    breaker: CircuitBreaker,
+    metrics: Metrics,
 ) -> WorkerPool:
     workers = settings.workers
-    ceiling = _ceiling_of(settings, cpus)
     return WorkerPool(
         generations.fork,
         desk=desk,
         breaker=breaker,
         settings=PoolSettings(
-            floor=min(workers.floor or WORKERS_PER_CPU * cpus.usable, ceiling),
-            ceiling=ceiling,
+            floor=capacity.floor,
+            ceiling=capacity.ceiling,
             slots=workers.slots,
-            spread=cpus.usable,
+            spread=capacity.cpus.usable,
+            memory=capacity.memory,
             isolation=Isolation(workers.isolation),
             mandatory_hardening=WorkerFactory.mandatory_hardening if settings.require_hardening else frozenset(),
             idle_seconds=workers.idle_seconds,
@@ -360,14 +365,10 @@ def _pool(  # noqa: PLR0913 - the parts of a pool
     )
 
 
-def _ceiling_of(settings: RunnerdSettings, cpus: Cpus) -> int:
-    return settings.workers.ceiling or MOST_WORKERS_PER_CPU * cpus.usable
-
-
-def _admission_limits(settings: RunnerdSettings, cpus: Cpus) -> AdmissionLimits:
+def _admission_limits(settings: RunnerdSettings, capacity: Capacity) -> AdmissionLimits:
     admission = settings.admission
     return AdmissionLimits(
-        slots=_ceiling_of(settings, cpus) * settings.workers.slots,
+        slots=capacity.ceiling * settings.workers.slots,
         per_tenant=admission.per_tenant,
         per_install=admission.per_install,
         waiting=admission.waiting,

@@ -146,6 +146,8 @@ class WorkersSettings(_Section):
     """At most; 0 = 32 for each CPU."""
     slots: Annotated[int, Field(ge=1, le=64)] = 16
     """Calls that one worker holds."""
+    memory_bytes: Annotated[int, Field(ge=0, le=1 << 50)] = 0
+    """What the daemon and everything it starts may have; 0 = what the cgroup or the machine has."""
     pin: Literal["auto", "on", "off"] = "auto"
     isolation: Literal["tenant", "install", "dedicated"] = "tenant"
     idle_seconds: Annotated[float, Field(ge=1, le=86_400)] = 60.0

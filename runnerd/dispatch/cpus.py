@@ -7,11 +7,14 @@ and the affinity was not cut, which is a machine of our own.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from runnerd.dispatch import cgroups
 
 Pinning = Literal["auto", "on", "off"]
 
@@ -26,7 +29,7 @@ class Cpus:
     """CPUs to pin workers to, in turn; empty where they are not pinned."""
 
 
-def find_cpus(pinning: Pinning, *, cgroup_root: Path = Path("/sys/fs/cgroup")) -> Cpus:
+def find_cpus(pinning: Pinning, *, cgroup_root: Path = cgroups.MOUNTED_AT) -> Cpus:
     """Look at affinity and quota."""
     affinity = sorted(os.sched_getaffinity(0))
     quota = _quota(cgroup_root)
@@ -38,8 +41,9 @@ def find_cpus(pinning: Pinning, *, cgroup_root: Path = Path("/sys/fs/cgroup")) -
 
 def _quota(root: Path) -> float | None:
     """Return the CPUs worth of time that cgroup v2 allows, or None."""
-    try:
-        quota, period = (root / "cpu.max").read_text(encoding="ascii").split()[:2]
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
+    bounds: list[float] = []
+    for text in cgroups.contents("cpu.max", root=root):
+        with contextlib.suppress(ValueError, ZeroDivisionError):
+            quota, period = text.split()[:2]
+            bounds += [] if quota == "max" else [int(quota) / int(period)]
+    return min(bounds, default=None)

@@ -27,6 +27,7 @@ from registry.domain.errors import Reason, RefusalError
 from runnerd.dispatch.breaker import CircuitBreaker
 from runnerd.dispatch.connection import ConnectionSettings, UnusableWorkerError, WorkerConnection, WorkerProcess
 from runnerd.dispatch.host_calls import HostCallDesk
+from runnerd.dispatch.memory import MemoryLimits, resident_bytes, too_much
 from runnerd.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
@@ -54,6 +55,10 @@ class PoolSettings:
     """Workers over which one key is spread before its calls share one; the CPUs of this daemon."""
     isolation: Isolation = Isolation.TENANT
     mandatory_hardening: frozenset[str] = frozenset()
+    memory: MemoryLimits | None = None
+    """What the workers may hold; None leaves that to the kernel."""
+    memory_seconds: float = 0.5
+    """How often it is looked at."""
     idle_seconds: float = 60.0
     max_calls: int = 20_000
     """Calls after which a worker is replaced, so that what earlier calls left behind ages out (T41)."""
@@ -127,6 +132,8 @@ class WorkerPool:
         await self._start_one(self._fork, self._generation)
         self._grow(self._settings.floor - 1)
         self._background(self._tend())
+        if self._settings.memory is not None:
+            self._background(self._watch_memory(self._settings.memory))
 
     def state(self) -> PoolState:
         """Describe the pool."""
@@ -440,6 +447,16 @@ class WorkerPool:
             idle = [worker for worker in current if self._load(worker) == 0 and worker.idle_since < before]
             for worker in idle[: max(0, len(current) - self._settings.floor)]:
                 self._let_go_idle(worker, "idle")
+
+    async def _watch_memory(self, limits: MemoryLimits) -> None:
+        """End workers that hold too much, before the kernel has to choose."""
+        while True:
+            held = {worker: resident_bytes(worker.pid) for worker in self._workers}
+            self._metrics.memory(sum(held.values()), limits.budget_bytes)
+            for worker in too_much(held.items(), limits):
+                _log.warning("worker_memory", worker_pid=worker.pid, bytes=held[worker], isolation_key=worker.key)
+                worker.end("memory")
+            await asyncio.sleep(self._settings.memory_seconds)
 
     def _publish(self) -> None:
         state = self.state()

@@ -21,6 +21,7 @@ RESTART_CAUSES = (
     "exited",
     "violation",
     "backstop",
+    "memory",
     "zygote_died",
     "start_failed",
     "idle",
@@ -121,6 +122,8 @@ class Metrics:
         )
         self._circuits_open = self._gauge("circuits_open", "Circuits that are not closed: versions paused for a tenant.")
         self._workers = self._gauge("workers", "Worker processes alive.")
+        self._memory = self._gauge("workers_memory_bytes", "Memory that the workers have for themselves.")
+        self._memory_budget = self._gauge("workers_memory_budget_bytes", "What they may have together before one of them goes.")
         self._slots = self._gauge("pool_slots", "Calls that the workers alive can hold.")
         self._slots_used = self._gauge("pool_slots_in_use", "Calls in workers now.")
         self._waiting = self._gauge("admission_waiting", "Calls that wait for a place.")
@@ -222,6 +225,11 @@ class Metrics:
         """Count one transition of a circuit breaker, and say how many circuits are open."""
         self._circuits.labels(_known(state, CIRCUIT_STATES)).inc()
         self._circuits_open.set(open_now)
+
+    def memory(self, held: int, budget: int) -> None:
+        """Set the gauges of the workers' memory."""
+        self._memory.set(held)
+        self._memory_budget.set(budget)
 
     def pool(self, *, workers: int, slots: int, in_use: int, waiting: int) -> None:
         """Set the pool's gauges."""

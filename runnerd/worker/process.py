@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 from extrunner.worker.v1 import worker_pb2
@@ -27,8 +28,8 @@ EXIT_FAILED = 72
 def run_worker(connection: socket.socket, config: WorkerConfig, *, parent: int, build: str, inherited: HardeningReport) -> NoReturn:
     """Become a worker and never return.
 
-    1. die with the parent; 2. go to the processor; 3. give up privileges and descriptors; 4. build the engine, which needs to read the
-    machine; 5. close down; 6. serve.
+    1. die with the parent, and first where memory runs out; 2. go to the processor; 3. give up privileges and descriptors; 4. build the
+    engine, which needs to read the machine; 5. close down; 6. serve.
 
     Args:
         connection: the worker's end of its socketpair; the only descriptor it keeps.
@@ -40,6 +41,7 @@ def run_worker(connection: socket.socket, config: WorkerConfig, *, parent: int, 
     status = EXIT_FAILED
     try:
         hardening.die_with_parent(parent)  # (1)
+        _go_first()
         status = _run(connection, config, build, inherited)
     finally:
         # Not sys.exit: guests may still run on other threads, and nothing is left to be flushed.
@@ -70,6 +72,13 @@ def _run(connection: socket.socket, config: WorkerConfig, build: str, inherited:
         slots=config.slots,
     )
     return worker.run(hello)  # (6)
+
+
+def _go_first() -> None:
+    """Ask the kernel to end workers first when memory runs out, and never the daemon for what a guest took (T38)."""
+    # Anybody may make himself more likely; a kernel without /proc would not have come here.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_bytes(b"1000")
 
 
 def _close_down(profile: hardening.HardeningProfile, report: HardeningReport, *, require: bool) -> HardeningReport:

@@ -59,6 +59,12 @@ GROW = """
     (br $again))
 """
 """Takes memory and fills it until it gets no more, then traps."""
+HOARD = """
+  (drop (memory.grow (i32.const 2400)))
+  (memory.fill (i32.const 65536) (i32.const 7) (i32.const 157220864))
+  (loop $forever (br $forever))
+"""
+"""Takes 150 MiB, fills it and keeps it for as long as it may run."""
 RECURSE = "(drop (call $deep (i32.const 0)))"
 TRAP = "(unreachable)"
 BAD_STATUS = "(i32.store16 (i32.const 16) (i32.const 42))"

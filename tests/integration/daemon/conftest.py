@@ -21,13 +21,13 @@ from runnerd.engine.profile import engine_fingerprint
 from tests.fakes.daemon_process import Machine, make_machine
 from tests.fakes.dispatch_kit import CONNECTION, OTHER_TENANT, TENANT, Kit, dispatching, make_install
 from tests.fakes.postgres import admin_database, database_urls, postgres_cluster
-from tests.fakes.wat_guests import BAD_STATUS, GROW, HELLO, LOOP, RECURSE, TRAP, compiled
+from tests.fakes.wat_guests import BAD_STATUS, GROW, HELLO, HOARD, LOOP, RECURSE, TRAP, compiled
 
 __all__ = ["admin_database", "database_urls", "postgres_cluster"]
 REAL = replace(
     CONNECTION, build=metadata.version("extrunner"), engine_fingerprint=engine_fingerprint(), hello_seconds=20.0, grace_seconds=1.0
 )
-GUESTS = {"hello": HELLO, "loop": LOOP, "grow": GROW, "recurse": RECURSE, "trap": TRAP, "status": BAD_STATUS}
+GUESTS = {"hello": HELLO, "loop": LOOP, "grow": GROW, "hoard": HOARD, "recurse": RECURSE, "trap": TRAP, "status": BAD_STATUS}
 RunningKit = Callable[..., AbstractAsyncContextManager[Kit]]
 
 

@@ -13,8 +13,9 @@ import pytest
 
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import TenantId, VersionId
-from registry.domain.limits import LimitWishes
+from registry.domain.limits import MIB, LimitWishes
 from runnerd.dispatch.connection import WorkerConnection
+from runnerd.dispatch.memory import MemoryLimits
 from runnerd.dispatch.outcome import Completed, LimitExceeded, LimitKind
 from runnerd.dispatch.request import ExecutionResult
 from tests.fakes.dispatch_kit import OTHER_TENANT, TENANT, Kit, eventually, make_install, make_request
@@ -41,6 +42,10 @@ async def crash(kit: Kit, guest: str = "loop", *, number: signal.Signals = signa
     with pytest.raises(RefusalError) as refused:
         await call
     return refused.value
+
+
+def oom_score_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/oom_score_adj").read_text(encoding="ascii").strip()
 
 
 def zygote_of(kit: Kit) -> int:
@@ -154,6 +159,30 @@ async def test_stuck_where_epochs_cannot_reach__costs_one_worker_and_counts(real
             await execute(kit, "loop")
         assert paused.value.reason is Reason.CIRCUIT_OPEN
         assert isinstance((await execute(kit, "hello")).outcome, Completed)
+
+
+async def test_memory_bomb__its_worker_goes_before_the_kernel_chooses_and_others_never_notice(real_dispatcher: RunningKit) -> None:
+    limits = MemoryLimits(budget_bytes=4_096 * MIB, worker_bytes=120 * MIB)
+    async with real_dispatcher(pool={"floor": 2, "memory": limits, "memory_seconds": 0.05}) as kit:
+        for attempt in range(1, 4):
+            bomb = asyncio.create_task(execute(kit, "hoard", wishes=LONG))
+            other = asyncio.create_task(execute(kit, "loop", tenant_id=OTHER_TENANT, wishes=LimitWishes(wall_time_ms=300)))
+            with pytest.raises(RefusalError) as refused:
+                await bomb
+            assert refused.value.reason is Reason.WORKER_CRASHED
+            assert isinstance((await other).outcome, LimitExceeded)
+            assert kit.metric("worker_restarts_total", {"cause": "memory"}) == attempt
+        with pytest.raises(RefusalError) as paused:
+            await execute(kit, "hoard")
+        assert paused.value.reason is Reason.CIRCUIT_OPEN
+        assert kit.metric("workers_memory_bytes") > 0
+
+
+async def test_workers__are_what_the_kernel_ends_first(real_dispatcher: RunningKit) -> None:
+    async with real_dispatcher() as kit:
+        assert isinstance((await execute(kit, "hello")).outcome, Completed)
+        assert {oom_score_of(worker.pid) for worker in kit.pool.workers} == {"1000"}
+        assert oom_score_of(zygote_of(kit)) != "1000"
 
 
 async def test_zygote_that_dies__is_nobodys_fault(real_dispatcher: RunningKit) -> None:
