@@ -61,7 +61,7 @@ class ForkedWorker:
     @property
     def zygote_died(self) -> bool:
         """Whether what made it has ended, and it with that: true before its own socket closes."""
-        return self._orphaned or self._zygote._has_hung_up()  # noqa: SLF001 - both classes are one thing
+        return self._orphaned or self._zygote._is_gone()  # noqa: SLF001 - both classes are one thing
 
     @property
     def has_exited(self) -> bool:
@@ -228,12 +228,13 @@ class Zygote:
         self._unwanted.clear()
         self._reap_process()
 
-    def _has_hung_up(self) -> bool:
-        """Tell whether the zygote has closed its end.
+    def _is_gone(self) -> bool:
+        """Tell whether the zygote has ended, now, whatever messages of it still wait.
 
-        The kernel closes a process's descriptors before it signals its children, so whoever sees a worker ended by that signal sees this.
+        The kernel closes its end of the channel before it signals its children, so whoever sees a worker ended by that signal sees this;
+        unless a child that was just born still holds the channel, too, but then the zygote has its exit status already.
         """
-        if self._control is None:
+        if self._control is None or self.pid is None:
             return True
         poll = select.poll()
         poll.register(self._control.fileno(), select.POLLRDHUP)

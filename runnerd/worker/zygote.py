@@ -81,6 +81,8 @@ class Zygote:
         if pid == 0:
             # SECURITY: from here on this is the worker; it must never return into the zygote's loop.
             try:
+                # Whoever holds the channel keeps the daemon from hearing that the zygote is gone.
+                self._control.close()
                 run_worker(socket.socket(fileno=descriptor), config, parent=parent, build=self._build, inherited=self._inherited)
             finally:
                 os._exit(EXIT_STILLBORN)
