@@ -43,6 +43,8 @@ _RESPONSE = struct.Struct("<iI H2x II B3x II")
 """Pages, whether the body is in digits; status, headers (address, count), body (presence, address, length)."""
 _HEADER = struct.Struct("<IIII")
 _SLOT_BYTES = 8
+_SLACK_BYTES = 128 * 1024
+"""What the bridge's memory needs beside a request before it can call its author: the page it begins with, and rounding."""
 _PAGE_BYTES = 64 * 1024
 
 
@@ -58,7 +60,7 @@ def count_memories(engine: wasmtime.Engine, composed: component.Component) -> in
 # --- run -------------------------------------------------------------------------------------------------------------------------------
 
 
-def write_request(call: calls.Call, request: calls.GuestRequest, head: Any, body: Any) -> int:
+def write_request(call: calls.Call, request: calls.GuestRequest, head: Any, body: Any, *, memory_cap: int) -> int:
     """Write the arguments of `run`; return the base of the image that comes back.
 
     Args:
@@ -66,14 +68,21 @@ def write_request(call: calls.Call, request: calls.GuestRequest, head: Any, body
         request: for the guest.
         head: cleared value, written.
         body: cleared value, written.
+        memory_cap: of one linear memory.
+
+    Raises:
+        StopCallError: the request does not fit into the memory that the call may have.
     """
     content = request.body or b""
     is_text = content.isascii()
     sent = content if is_text else content.hex().encode()
     image = _request_image(call, request, is_text=is_text)
+    needed = BASE + 2 * len(image) + len(sent) + _SLACK_BYTES
+    if needed > memory_cap:
+        call.end(LimitExceeded(limit=LimitKind.MEMORY, used=max(needed, call.limits.memory_bytes + 1), allowed=call.limits.memory_bytes))
     _write_text(head, image.hex().encode())
     _write_text(body, sent)
-    return align_up(BASE + 2 * len(image) + len(sent), 8)
+    return align_up(BASE + 2 * len(image) + len(content), 8)
 
 
 def _request_image(call: calls.Call, request: calls.GuestRequest, *, is_text: bool) -> bytes:
@@ -210,8 +219,6 @@ def refuse(_context: Any, arguments: Any, _argument_count: int, _results: Any, _
     call = calls.current()
     what, size = arguments[0].of.u32, arguments[1].of.u32
     limits = call.limits
-    if what == 0:
-        call.end(LimitExceeded(limit=LimitKind.MEMORY, used=max(size, limits.memory_bytes + 1), allowed=limits.memory_bytes))
     if what == 1:
         call.end(LimitExceeded(limit=LimitKind.RESPONSE_SIZE, used=size, allowed=limits.response_bytes))
     if what == 2:  # noqa: PLR2004 - the numbers are those of bridge.wat

@@ -30,7 +30,7 @@ import wasmtime
 from runnerd.capabilities.catalog import BY_NAME, HostFunction
 from runnerd.capabilities.shapes import F64, Bool, Data, Enum, ListOf, Option, Record, Shape, Text, TupleOf, Unsigned
 from runnerd.engine import component_layout as at
-from runnerd.engine.binary_reader import COMPONENT_PREAMBLE
+from runnerd.engine.binary_reader import COMPONENT_PREAMBLE, BinaryReader
 from runnerd.engine.bridge import HOST, RUN
 from runnerd.engine.canonical import flat_of
 from runnerd.engine.component_layout import ComponentLayout, LeadingImport, NotComposableError, core, give_up, read_layout
@@ -64,9 +64,21 @@ def compose(wasm: bytes, *, memories: int) -> bytes:
     measured = memories == 1 and layout.spaces[core(at.CORE_MEMORY)] > 0
     author = wasm + (_measuring_part(layout) if measured else b"")
     composed = _Outer(layout, author, measured=measured).build()
-    if composed.count(author) != 1:
-        give_up("the composed binary does not hold the author's once")
+    # SECURITY: a mistake in what stands before it must not make other bytes the author's component.
+    if _components(composed)[-1:] != [author]:
+        give_up("the composed binary does not hold the author's as its last component")
     return composed
+
+
+def _components(wasm: bytes) -> list[bytes]:
+    """Return the components nested in a component."""
+    reader = BinaryReader(memoryview(wasm), len(COMPONENT_PREAMBLE), len(wasm))
+    found = []
+    while reader.offset < reader.end:
+        identifier, body = reader.section()
+        if identifier == at.COMPONENT:
+            found.append(wasm[body.offset : body.end])
+    return found
 
 
 # --- encoding --------------------------------------------------------------------------------------------------------------------------
@@ -157,19 +169,16 @@ def _binary(module: str) -> bytes:
 
 
 @cache
-def _calls_component(functions: tuple[HostFunction, ...]) -> bytes:
-    """Assemble $calls for these functions: each is exported as "f" and its number."""
+def calls_component(functions: tuple[HostFunction, ...]) -> bytes:
+    """Assemble $calls for these functions, each exported as "f" and its number; it imports `call` of an instance "host"."""
     types = _WitTypes()
     lifted = "\n".join(_lifted(function, types) for function in functions)
     arena = _MODULES["arena"].replace("(module", "(core module $arena-code", 1)
     text = f"""(component
-  (import "host" (instance $host
-    (export "refuse" (func (param "what" u32) (param "size" u32)))
-    (export "call" (func (param "frame" string) (result string)))))
+  (import "host" (instance $host (export "call" (func (param "frame" string) (result string)))))
   {types.text()}
-  (core func $refuse (canon lower (func $host "refuse")))
   {arena}
-  (core instance $arena (instantiate $arena-code (with "host" (instance (export "refuse" (func $refuse))))))
+  (core instance $arena (instantiate $arena-code))
   (alias core export $arena "memory" (core memory $memory))
   (alias core export $arena "realloc" (core func $realloc))
   (alias core export $arena "realloc-answer" (core func $realloc-answer))
@@ -393,7 +402,7 @@ class _Outer:
         functions = tuple(sorted({function for found in carried.values() for function in found.values()}, key=lambda one: one.number))
         calls = None
         if functions:
-            calls = sections.instantiate(sections.component(_calls_component(functions)), [("host", at.SORT_INSTANCE, host)])
+            calls = sections.instantiate(sections.component(calls_component(functions)), [("host", at.SORT_INSTANCE, host)])
         arguments: list[tuple[str, int, int]] = []
         for imported in self.layout.imports:
             index = imported.index
@@ -406,7 +415,7 @@ class _Outer:
         """Add the arena and `run`, and export it."""
         refuse = sections.lower(sections.alias(host, "refuse", at.FUNC))
         refusing = sections.core_exports({"refuse": (at.CORE_FUNC, refuse)})
-        arena = sections.core_instantiate(sections.core_module(_binary("arena")), {"host": refusing})
+        arena = sections.core_instantiate(sections.core_module(_binary("arena")), {})
         memory = sections.core_alias(arena, "memory", at.CORE_MEMORY)
         realloc = sections.core_alias(arena, "realloc", at.CORE_FUNC)
         handler = sections.lower(sections.alias(author, _HANDLER, at.FUNC), _options(memory, realloc))

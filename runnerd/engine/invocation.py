@@ -135,7 +135,7 @@ def _run(store: wasmtime.Store, loaded: LoadedComponent, call: calls.Call, reque
     arguments, result = bindings.new_values(2 if loaded.bridged else 1), bindings.Value()
     enter = _enter_bridge if loaded.bridged else _enter_handler
     try:
-        read = enter(call, request, arguments)
+        read = enter(loaded, call, request, arguments)
         trap = bindings.call_function(store, entry, arguments, result)
         if trap is not None:
             return call.stop or classify_trap(trap, _figures(store, loaded, call, touched))
@@ -148,9 +148,9 @@ def _run(store: wasmtime.Store, loaded: LoadedComponent, call: calls.Call, reque
 _Read = Callable[[bindings.Value], GuestAnswer]
 
 
-def _enter_bridge(call: calls.Call, request: calls.GuestRequest, arguments: Any) -> _Read:
+def _enter_bridge(loaded: LoadedComponent, call: calls.Call, request: calls.GuestRequest, arguments: Any) -> _Read:
     """Write the arguments of `run`; return how its result is read."""
-    base = bridge.write_request(call, request, *arguments)
+    base = bridge.write_request(call, request, *arguments, memory_cap=call.limits.memory_cap(max(loaded.memories, 1)))
 
     def read(result: bindings.Value) -> GuestAnswer:
         answer, call.peak_memory_bytes = bridge.read_answer(result, base)
@@ -159,7 +159,7 @@ def _enter_bridge(call: calls.Call, request: calls.GuestRequest, arguments: Any)
     return read
 
 
-def _enter_handler(call: calls.Call, request: calls.GuestRequest, arguments: Any) -> _Read:
+def _enter_handler(_loaded: LoadedComponent, call: calls.Call, request: calls.GuestRequest, arguments: Any) -> _Read:
     """Write the argument of `handler`, value by value; return how its result is read."""
     headers = [{"name": name, "value": value} for name, value in request.headers]
     http = {"method": request.method, "url": request.url, "headers": headers, "body": request.body}

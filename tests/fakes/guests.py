@@ -39,11 +39,25 @@ _HANDLER = """
 """
 
 
-def assemble(text: str) -> bytes:
-    """Assemble a guest's own text, which defines the core instance $guest, into a component."""
+def assemble(text: str, *, lifted: bool = True) -> bytes:
+    """Assemble a guest's own text into a component.
+
+    Args:
+        text: defines the core instance $guest, whose "handler" is lifted and exported.
+        lifted: False where the text exports a handler itself.
+    """
+    return bytes(wasmtime.wat2wasm(f"(component\n{_body(text, _HANDLER if lifted else '')})"))
+
+
+def body_of(name: str) -> str:
+    """Return what stands in the component of a .wat guest, as text."""
+    return _body((GUESTS / f"{name}.wat").read_text(encoding="utf-8"), _HANDLER)
+
+
+def _body(text: str, handler: str) -> str:
     world = (GUESTS / "world.wat").read_text(encoding="utf-8")
     imports, rest = _imports_first(text)
-    return bytes(wasmtime.wat2wasm(f"(component\n{imports}\n{world}\n{rest}\n{_HANDLER})"))
+    return f"{imports}\n{world}\n{rest}\n{handler}"
 
 
 def _imports_first(text: str) -> tuple[str, str]:
