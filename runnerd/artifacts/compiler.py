@@ -16,9 +16,9 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypeAlias
 
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.limits import MIB
@@ -71,16 +71,24 @@ class Compilation:
     """One artifact, fresh from the compiler."""
 
     artifact: SealedFile
+    component_sha256: str
+    """Of what was given to the compiler, as the daemon hashed it."""
     bridge_applied: bool
     memories: int
     seconds: float
     """Time in the compiler, without waiting for a slot."""
 
 
+FetchComponent: TypeAlias = Callable[[], Awaitable[SealedFile]]
+"""Brings a component into memory."""
+
+
 class ArtifactCompiler(Protocol):
     """What the loader asks of a compiler."""
 
-    async def compile(self, component: SealedFile, *, publisher: str, preparation: Preparation | None = None) -> Compilation:
+    async def compile(
+        self, component: SealedFile | FetchComponent, *, publisher: str, preparation: Preparation | None = None
+    ) -> Compilation:
         """Compile one component, or refuse: COMPILE_REJECTED, OVERLOADED, INTERNAL."""
         ...
 
@@ -102,13 +110,25 @@ class Compiler:
             slots=settings.concurrency, waiting_per_publisher=settings.waiting_per_publisher, waiting=settings.waiting
         )
 
-    async def compile(self, component: SealedFile, *, publisher: str, preparation: Preparation | None = None) -> Compilation:
-        """Compile one component, in turn with the other publishers'; `preparation` is told when it waits, and when it begins.
+    async def compile(
+        self, component: SealedFile | FetchComponent, *, publisher: str, preparation: Preparation | None = None
+    ) -> Compilation:
+        """Compile one component, in turn with the other publishers'.
+
+        Args:
+            component: the component, or what fetches it: called when its turn has come, so that those who wait hold no memory.
+            publisher: whose turn it takes.
+            preparation: told when it waits, fetches and begins.
 
         Raises:
-            RefusalError: COMPILE_REJECTED where the component is at fault, OVERLOADED where too many wait, INTERNAL otherwise.
+            RefusalError: COMPILE_REJECTED where the component is at fault, OVERLOADED where too many wait, INTERNAL otherwise; and
+                whatever fetching it refuses.
         """
         async with self._slots.slot(publisher, on_wait=None if preparation is None else preparation.waiting):
+            if not isinstance(component, SealedFile):
+                if preparation is not None:
+                    preparation.fetching()
+                component = await component()
             if preparation is not None:
                 preparation.compiling()
             started = time.monotonic()
@@ -126,6 +146,7 @@ class Compiler:
                     os.close(output)
             return Compilation(
                 artifact=artifact,
+                component_sha256=component.sha256,
                 bridge_applied=report.bridge_applied,
                 memories=report.memories,
                 seconds=time.monotonic() - started,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +16,7 @@ from registry.domain.digests import ContentHash
 from registry.domain.errors import RefusalError
 from registry.domain.records import LoadableBundle
 from runnerd.artifacts.cache import ArtifactCache
-from runnerd.artifacts.compiler import ArtifactCompiler, Compilation
+from runnerd.artifacts.compiler import ArtifactCompiler, Compilation, FetchComponent
 from runnerd.artifacts.keys import ArtifactSigner, ArtifactVerifier
 from runnerd.artifacts.observations import LoaderMetrics
 from runnerd.artifacts.progress import Preparation
@@ -89,12 +88,12 @@ class ArtifactSources:
             return None
         return ReadyArtifact(artifact=found.artifact, statement=statement, source="cache")
 
-    async def make(self, bundle: LoadableBundle, unpack: Callable[[], Awaitable[SealedFile]], preparation: Preparation) -> ReadyArtifact:
+    async def make(self, bundle: LoadableBundle, unpack: FetchComponent, preparation: Preparation) -> ReadyArtifact:
         """Take the artifact that another daemon left, or compile the component; keep it for the next start, and for the others.
 
         Args:
             bundle: what was admitted.
-            unpack: fetches the component, once it is needed.
+            unpack: fetches the component, once it is needed and its turn has come.
             preparation: told how far it is.
 
         Raises:
@@ -106,10 +105,8 @@ class ArtifactSources:
                 # With the record of who made it: should that key lose its trust, so does this copy.
                 await self._keep(content_hash, found.artifact, found.record)
                 return ReadyArtifact(artifact=found.artifact, statement=found.statement, source="shared")
-            preparation.fetching()
-            component = await unpack()
-            compilation = await self._compile(component, bundle, preparation)
-            statement = self._state(content_hash, component, compilation)
+            compilation = await self._compile(unpack, bundle, preparation)
+            statement = self._state(content_hash, compilation)
             record = write_artifact_record(statement, self._signer)
             await self._keep(content_hash, compilation.artifact, record)
             self._shared.offer(content_hash, compilation.artifact, record)
@@ -119,19 +116,19 @@ class ArtifactSources:
         """Stop what is left to be shared."""
         await self._shared.aclose()
 
-    async def _compile(self, component: SealedFile, bundle: LoadableBundle, preparation: Preparation) -> Compilation:
+    async def _compile(self, unpack: FetchComponent, bundle: LoadableBundle, preparation: Preparation) -> Compilation:
         started = time.monotonic()
         try:
-            return await self._compiler.compile(component, publisher=bundle.publisher_id, preparation=preparation)
+            return await self._compiler.compile(unpack, publisher=bundle.publisher_id, preparation=preparation)
         finally:
             self._metrics.compiled(time.monotonic() - started)
 
-    def _state(self, content_hash: ContentHash, component: SealedFile, compilation: Compilation) -> ArtifactStatement:
+    def _state(self, content_hash: ContentHash, compilation: Compilation) -> ArtifactStatement:
         # SECURITY: every fact is the daemon's own but the count of memories and the bridge's use, which can mislead only about the
         # component's own code; the hashes are of what was sent and of what came back, for the bundle that was asked for (T16).
         return ArtifactStatement(
             content_hash=content_hash,
-            component_sha256=component.sha256,
+            component_sha256=compilation.component_sha256,
             bridge_version=BRIDGE_VERSION,
             bridge_applied=compilation.bridge_applied,
             engine_fingerprint=self._fingerprint,

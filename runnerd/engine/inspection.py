@@ -1,14 +1,16 @@
 """Reads the outer shape of a component's binary before anything compiles it: how much it would instantiate, what it imports and exports.
 
 The attacks it stops: a core module or garbage where a component belongs; a component whose nested instantiations multiply (each level
-twice: 2^n memories); more linear memories than the memory cap is divided by (N14). The parser reads section headers and index spaces only,
-checks every length against the bytes there are, and bounds every count; what it does not know it refuses.
+twice: 2^n memories); more linear memories than the memory cap is divided by (N14); work for the compiler that no instance ever uses, in
+modules that are only defined. The parser reads section headers, index spaces and the sizes of function bodies, checks every length against
+the bytes there are, and bounds every count; what it does not know it refuses.
 
 Pure Python, no engine.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from runnerd.engine.binary_reader import (
@@ -27,9 +29,37 @@ _MAX_NESTING = 8
 _MAX_SECTIONS = 50_000
 _MAX_IMPORTS = 1_000
 _MAX_FUNCTIONS = 1_000_000
+"""Of one instance."""
+MAX_FUNCTION_BYTES = 2 * 1024 * 1024
+"""One function's body: compiling may take more than twice as long for twice as much. CPython's largest has 0.4 MiB."""
+MAX_MODULES = 200
+MAX_DEFINED = {
+    "types": 50_000,
+    "imports": 20_000,
+    "functions": 100_000,
+    "tables": 1_000,
+    "memories": 1_000,
+    "globals": 50_000,
+    "exports": 50_000,
+    "element segments": 10_000,
+    "data segments": 100_000,
+}
+"""Of all core modules in the binary together, whether anything instantiates them or not: the compiler works on every one. What the two
+toolchains make comes to 14 modules, 13,500 functions, 2,400 imports, 4,300 exports and 10,000 data segments."""
 
 _CUSTOM, _CORE_MODULE, _CORE_INSTANCE, _COMPONENT, _INSTANCE, _ALIAS, _IMPORT, _EXPORT = 0, 1, 2, 4, 5, 6, 10, 11
-_MODULE_FUNCTIONS, _MODULE_TABLES, _MODULE_MEMORIES = 3, 4, 5
+_MODULE_FUNCTIONS, _MODULE_TABLES, _MODULE_MEMORIES, _MODULE_CODE = 3, 4, 5, 10
+_DEFINED_BY = {
+    1: "types",
+    2: "imports",
+    _MODULE_FUNCTIONS: "functions",
+    _MODULE_TABLES: "tables",
+    _MODULE_MEMORIES: "memories",
+    6: "globals",
+    7: "exports",
+    9: "element segments",
+    11: "data segments",
+}
 _SORT_FUNCTION, _SORT_VALUE, _SORT_TYPE, _SORT_COMPONENT = 1, 2, 3, 4
 _CORE_SORT_MODULE = 0x11
 _ALIAS_OUTER = 2
@@ -124,6 +154,8 @@ class _Walk:
 
     def __init__(self) -> None:
         self.sections_left = _MAX_SECTIONS
+        self.modules = 0
+        self.defined: Counter[str] = Counter()
 
     def component(self, reader: BinaryReader, parent: _Scope | None, depth: int) -> _Scope:
         if depth > _MAX_NESTING:
@@ -152,16 +184,30 @@ class _Walk:
         if bytes(reader.data[reader.offset : reader.offset + 8]) != CORE_PREAMBLE:
             reject("a core module in the component is malformed")
         reader.offset += len(CORE_PREAMBLE)
-        totals = _Totals(core_instances=1)
+        self.modules += 1
+        if self.modules > MAX_MODULES:
+            reject(f"the component contains more than {MAX_MODULES} core modules")
+        counts: Counter[str] = Counter()
         while reader.offset < reader.end:
             identifier, body = self.section(reader)
-            if identifier == _MODULE_FUNCTIONS:
-                totals.functions += body.count(_MAX_FUNCTIONS)
-            elif identifier == _MODULE_TABLES:
-                totals.tables += body.count()
-            elif identifier == _MODULE_MEMORIES:
-                totals.memories += body.count()
-        return totals
+            if identifier in _DEFINED_BY:
+                counts[_DEFINED_BY[identifier]] += body.count()
+            elif identifier == _MODULE_CODE:
+                _check_bodies(body)
+        self.defined.update(counts)
+        for what, most in MAX_DEFINED.items():
+            if self.defined[what] > most:
+                reject(f"the core modules of the component have {self.defined[what]} {what}; at most {most} are allowed")
+        return _Totals(core_instances=1, memories=counts["memories"], tables=counts["tables"], functions=counts["functions"])
+
+
+def _check_bodies(reader: BinaryReader) -> None:
+    for _ in range(reader.count()):
+        size = reader.u32()
+        if size > MAX_FUNCTION_BYTES:
+            reject(f"a function of the component has {size} bytes; at most {MAX_FUNCTION_BYTES} are allowed")
+        # A body that ends outside is met by the next read, or by the engine.
+        reader.offset += size
 
 
 def _item(space: list[_Totals | None], index: int) -> _Totals:

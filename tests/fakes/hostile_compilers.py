@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -39,6 +40,16 @@ def children() -> set[int]:
 
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def memory_files(name: str) -> int:
+    """Count the memory files of that name that this process has open."""
+    count = 0
+    for path in Path("/proc/self/fd").iterdir():
+        # The folder's own descriptor is gone again.
+        with contextlib.suppress(FileNotFoundError):
+            count += str(path.readlink()).startswith(f"/memfd:{name} ")
+    return count
 
 
 HONEST = "artifact(); report()"

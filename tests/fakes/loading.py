@@ -19,7 +19,7 @@ from registry.domain.digests import ContentHash, content_hash
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import ExtensionId, PublisherId, VersionId
 from registry.domain.records import AllowedSigner, LoadableBundle
-from runnerd.artifacts.compiler import ArtifactCompiler, Compilation
+from runnerd.artifacts.compiler import ArtifactCompiler, Compilation, FetchComponent
 from runnerd.artifacts.keys import ArtifactSigner, ArtifactVerifier
 from runnerd.artifacts.loader import ExtensionLoader, LoaderSettings
 from runnerd.artifacts.progress import Preparation
@@ -156,7 +156,11 @@ class FakeCompiler:
         self.gate: asyncio.Event | None = None
         self.refusal: RefusalError | None = None
 
-    async def compile(self, component: SealedFile, *, publisher: str, preparation: Preparation | None = None) -> Compilation:
+    async def compile(
+        self, component: SealedFile | FetchComponent, *, publisher: str, preparation: Preparation | None = None
+    ) -> Compilation:
+        if not isinstance(component, SealedFile):
+            component = await component()
         if preparation is not None:
             preparation.compiling()
         self.compiled.append(component.sha256)
@@ -165,7 +169,13 @@ class FakeCompiler:
             await self.gate.wait()
         if self.refusal is not None:
             raise self.refusal
-        return Compilation(artifact=seal_bytes("artifact", artifact_for(read(component))), bridge_applied=False, memories=1, seconds=0.25)
+        return Compilation(
+            artifact=seal_bytes("artifact", artifact_for(read(component))),
+            component_sha256=component.sha256,
+            bridge_applied=False,
+            memories=1,
+            seconds=0.25,
+        )
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 20) -> None:

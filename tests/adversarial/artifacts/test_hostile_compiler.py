@@ -12,8 +12,8 @@ import pytest
 from registry.domain.errors import Reason, RefusalError
 from runnerd.artifacts.compiler import Compiler, CompilerSettings
 from runnerd.artifacts.sealed import seal_bytes
-from tests.fakes.hostile_compilers import HONEST, children, open_descriptors, program
-from tests.fakes.loading import FINGERPRINT, WASM, Installation, artifact_for, make_bundle, read
+from tests.fakes.hostile_compilers import HONEST, children, memory_files, open_descriptors, program
+from tests.fakes.loading import FINGERPRINT, WASM, Installation, artifact_for, make_bundle, read, until
 
 SETTINGS = CompilerSettings(wall_seconds=30, cpu_seconds=5, memory_bytes=512 << 20, max_artifact_bytes=1 << 20, require_hardening=False)
 
@@ -192,3 +192,50 @@ if wasm.endswith(b"crash"): os.kill(os.getpid(), signal.SIGSEGV)
         compile_(b"hang", "evil"), compile_(b"crash", "evil"), *(compile_(f"{number}".encode(), "good") for number in range(3))
     )
     assert results == [Reason.COMPILE_REJECTED, Reason.INTERNAL, *(artifact_for(WASM + f"{number}".encode()) for number in range(3))]
+
+
+async def test_a_hundred_publishes_of_one_publisher_delay_another_by_two_compilations_at_most(tmp_path: Path) -> None:
+    installation = Installation(folder=tmp_path / "home")
+    order = tmp_path / "order"
+    body = f"""
+with open({str(order)!r}, "ab") as file: file.write(wasm[8:] + b" ")
+{HONEST}
+"""
+    compiler = Compiler(SETTINGS, engine_fingerprint=FINGERPRINT, command=program(tmp_path, body))
+    flood = [
+        await installation.publish(make_bundle(f"com.flood.n{number}", wasm=WASM + f"flood-{number}".encode(), publisher="flood"))
+        for number in range(100)
+    ]
+    other = await installation.publish(make_bundle("com.example.other", wasm=WASM + b"other", publisher="other"))
+    loader = installation.loader(compiler=compiler)
+    flooding = [asyncio.create_task(loader.load(bundle.hash)) for bundle in flood]
+    await until(order.exists)
+    waiting = asyncio.create_task(loader.load(other.hash))
+    await until(lambda: loader._board.describe(other.hash).get("stage") == "waiting")
+    begun = len(order.read_bytes().split())
+    await waiting
+    assert order.read_bytes().split().index(b"other") - begun <= 2
+    # Those that found no place to wait were told so; nobody was forgotten.
+    answers = await asyncio.gather(*flooding, return_exceptions=True)
+    refused = [answer for answer in answers if isinstance(answer, RefusalError)]
+    assert {answer.reason for answer in refused} == {Reason.OVERLOADED}
+    assert len(order.read_bytes().split()) == 1 + len(flood) - len(refused)
+    await loader.aclose()
+
+
+async def test_those_who_wait_for_a_compiler_hold_no_component(tmp_path: Path) -> None:
+    installation = Installation(folder=tmp_path / "home")
+    gate = tmp_path / "gate"
+    body = f"""
+while not os.path.exists({str(gate)!r}): time.sleep(0.01)
+{HONEST}
+"""
+    compiler = Compiler(SETTINGS, engine_fingerprint=FINGERPRINT, command=program(tmp_path, body))
+    bundles = [await installation.publish(make_bundle(f"com.example.n{number}", wasm=WASM + bytes([number]))) for number in range(20)]
+    loader = installation.loader(compiler=compiler)
+    loading = [asyncio.create_task(loader.load(bundle.hash)) for bundle in bundles]
+    await until(lambda: (19, 1, True) in installation.metrics.stages)
+    assert memory_files("component") == 1
+    gate.touch()
+    assert len(await asyncio.gather(*loading)) == 20
+    await loader.aclose()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from runnerd.engine.binary_reader import CompileRejectedError
 from runnerd.engine.compilation import compile_component, unknown_imports
-from runnerd.engine.inspection import MAX_COMPONENT_BYTES, inspect_component
+from runnerd.engine.inspection import MAX_COMPONENT_BYTES, MAX_DEFINED, MAX_FUNCTION_BYTES, MAX_MODULES, inspect_component
 from tests.fakes import guests
 
 
@@ -52,6 +52,76 @@ def test_five_memories__are_rejected() -> None:
 
 def test_two_memories__are_counted() -> None:
     assert inspect_component(guests.component("two_memories")).memories == 2
+
+
+def leb(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
+def section(identifier: int, body: bytes) -> bytes:
+    return bytes([identifier]) + leb(len(body)) + body
+
+
+def with_module(*sections: bytes, copies: int = 1) -> bytes:
+    """The hello guest, and behind it core modules that nobody instantiates."""
+    module = b"\0asm\x01\0\0\0" + b"".join(sections)
+    return guests.component("hello") + section(1, module) * copies
+
+
+# Of each kind: the section, and an entry as short as it can be.
+ENTRIES = {
+    "types": (1, b"\x60\0\0"),
+    "imports": (2, b"\0\0\0\0"),
+    "functions": (3, b"\0"),
+    "tables": (4, b"\x70\0\0"),
+    "memories": (5, b"\0\0"),
+    "globals": (6, b"\x7f\0\x41\0\x0b"),
+    "exports": (7, b"\0\0\0"),
+    "element segments": (9, b"\x01\0\0"),
+    "data segments": (11, b"\x01\0"),
+}
+
+
+@pytest.mark.parametrize("what", MAX_DEFINED)
+def test_defined__in_modules_that_nobody_instantiates__is_bounded_all_the_same(what: str) -> None:
+    identifier, entry = ENTRIES[what]
+    most = MAX_DEFINED[what]
+
+    def defining(count: int) -> bytes:
+        # In two modules: together is what counts. The hello guest has some of its own.
+        half = count // 2
+        return with_module(section(identifier, leb(half) + entry * half), copies=2)
+
+    shape = inspect_component(defining(most - 20))
+    assert (shape.memories, shape.tables, shape.functions) == (1, 0, 3)
+    with pytest.raises(CompileRejectedError, match=f"{what}; at most {most}"):
+        inspect_component(defining(most + 2))
+
+
+def test_defined__more_modules_than_allowed__are_rejected() -> None:
+    own = 2
+    assert inspect_component(with_module(copies=MAX_MODULES - own)).core_instances == own
+    with pytest.raises(CompileRejectedError, match=f"more than {MAX_MODULES} core modules"):
+        inspect_component(with_module(copies=MAX_MODULES - own + 1))
+
+
+@pytest.mark.parametrize(("size", "accepted"), [(MAX_FUNCTION_BYTES, True), (MAX_FUNCTION_BYTES + 1, False)])
+def test_function__larger_than_any__is_rejected(size: int, accepted: bool) -> None:
+    wasm = with_module(section(10, leb(2) + b"\x02\0\x0b" + leb(size) + bytes(size)))
+    if accepted:
+        inspect_component(wasm)
+    else:
+        with pytest.raises(CompileRejectedError, match=f"{size} bytes; at most {MAX_FUNCTION_BYTES}"):
+            inspect_component(wasm)
+
+
+def test_functions__of_which_bodies_are_missing__are_rejected() -> None:
+    with pytest.raises(CompileRejectedError):
+        inspect_component(with_module(section(10, leb(3) + b"\x02\0\x0b")))
 
 
 ABORTS = """(core module $module (func (export "handler") (param i32) (result i32) unreachable))
