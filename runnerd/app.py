@@ -51,6 +51,7 @@ from runnerd.rpc.servicer import RunnerServicer
 from runnerd.telemetry.metrics import Metrics
 
 DATABASE_ROLE: Final = "ext_runner"
+RUNNING_PER_CPU: Final = 4
 
 _log = structlog.get_logger(__name__)
 
@@ -175,7 +176,7 @@ async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
         stack.push_async_callback(pool.aclose)
         await pool.start()
 
-        admission = Admission(_admission_limits(settings, capacity))
+        admission = Admission(_admission_limits(settings, capacity), settings.admission.weights)
         executor = Executor(
             installs=resolver,
             extensions=loader,
@@ -369,6 +370,7 @@ def _admission_limits(settings: RunnerdSettings, capacity: Capacity) -> Admissio
     admission = settings.admission
     return AdmissionLimits(
         slots=capacity.ceiling * settings.workers.slots,
+        running=admission.running or RUNNING_PER_CPU * capacity.cpus.usable,
         per_tenant=admission.per_tenant,
         per_install=admission.per_install,
         waiting=admission.waiting,

@@ -21,6 +21,7 @@ from registry.domain.limits import ExecutionLimits
 from runnerd.capabilities.catalog import BY_NUMBER, HostFunction
 from runnerd.capabilities.grants import InvocationGrant
 from runnerd.capabilities.values import ValueMismatchError, arguments_from_wire
+from runnerd.dispatch.admission import Place
 from runnerd.worker.frames import Frame, FrameError, FrameKind, parse_message
 
 LOG_LEVELS = frozenset({"info", "warn", "error", "stdout", "stderr"})
@@ -44,6 +45,8 @@ class OpenCall:
     """On the clock of `time.monotonic()`."""
     finished: asyncio.Future[FinishedCall | None]
     """Its result is None where the worker said nothing in time."""
+    place: Place | None = None
+    """What the call gives up while it waits for the host."""
     started: bool = False
     """The first byte of Start may have left."""
     cancelled: bool = False
@@ -104,14 +107,14 @@ class CallTable:
         """The open calls."""
         return tuple(self._calls.values())
 
-    def open(self, *, grant: InvocationGrant, limits: ExecutionLimits, deadline: float) -> OpenCall:
+    def open(self, *, grant: InvocationGrant, limits: ExecutionLimits, deadline: float, place: Place | None = None) -> OpenCall:
         """Enter a call under a random id."""
         # SECURITY: 64 random bits; a worker cannot guess the id of a call that it was not given.
         call_id = 0
         while not call_id or call_id in self._calls:
             call_id = int.from_bytes(os.urandom(8), "big")
         finished: asyncio.Future[FinishedCall | None] = asyncio.get_running_loop().create_future()
-        call = OpenCall(call_id=call_id, grant=grant, limits=limits, deadline=deadline, finished=finished)
+        call = OpenCall(call_id=call_id, grant=grant, limits=limits, deadline=deadline, finished=finished, place=place)
         self._calls[call_id] = call
         return call
 

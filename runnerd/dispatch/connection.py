@@ -222,7 +222,7 @@ class WorkerConnection:
             WorkerInternalError: the worker could not run the call.
             RefusalError: OVERLOADED: the worker did not take the call before its deadline.
         """
-        call = self._table.open(grant=invocation.grant, limits=invocation.limits, deadline=invocation.deadline)
+        call = self._table.open(grant=invocation.grant, limits=invocation.limits, deadline=invocation.deadline, place=invocation.place)
         self.calls_started += 1
         began = time.monotonic()
         try:
@@ -382,7 +382,13 @@ class WorkerConnection:
     async def _answer(self, asked: HostCallRequested) -> None:
         """Answer one host call, unless its call has ended meanwhile."""
         call = asked.call
-        payload = await self._desk.answer(asked)
+        if call.place is not None:
+            call.place.pause()
+        try:
+            payload = await self._desk.answer(asked)
+        finally:
+            if call.place is not None:
+                call.place.resume()
         call.outstanding = None
         if not call.finished.done():
             with suppress(ChannelClosedError):

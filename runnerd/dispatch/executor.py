@@ -30,7 +30,7 @@ from registry.logs import correlated
 from runnerd.artifacts.loaded import CompiledExtension
 from runnerd.capabilities.denials import explain_denial
 from runnerd.capabilities.grants import InvocationGrant
-from runnerd.dispatch.admission import Admission
+from runnerd.dispatch.admission import Admission, Place
 from runnerd.dispatch.authority import Authority, authorise
 from runnerd.dispatch.breaker import CircuitBreaker, Passage, TenantVersion
 from runnerd.dispatch.connection import CallReport, WorkerDiedError
@@ -101,6 +101,9 @@ class _Prepared:
     limits: ExecutionLimits
     deadline: float | None
     received: float
+    patience: float
+    """Until when it may wait, on the clock of `time.monotonic()`."""
+    place: Place
     execution_id: ExecutionId
 
 
@@ -171,6 +174,7 @@ class Executor:
         if endpoint is None:
             self._metrics.undeclared_endpoint()
         limits = self._limits(install, endpoint, request)  # (4)
+        patience = self._patience(received, deadline)
         prepared = _Prepared(
             request=request,
             install=install,
@@ -179,6 +183,8 @@ class Executor:
             limits=limits,
             deadline=deadline,
             received=received,
+            patience=patience,
+            place=self._admission.enter(install.tenant_id, install.install_id, deadline=patience),
             execution_id=ExecutionId(new_id()),
         )
         with correlated(
@@ -188,15 +194,14 @@ class Executor:
             content_hash=install.content_hash,
             execution_id=prepared.execution_id,
         ):
-            patience = self._patience(prepared)
-            async with self._admission.enter(install.tenant_id, install.install_id, deadline=patience):  # (5)
-                return await self._admitted(prepared, patience)
+            async with prepared.place:  # (5)
+                return await self._admitted(prepared)
 
-    async def _admitted(self, prepared: _Prepared, patience: float) -> ExecutionResult:
+    async def _admitted(self, prepared: _Prepared) -> ExecutionResult:
         half = None if prepared.deadline is None else max(0.0, (prepared.deadline - time.monotonic()) / 2)
         extension = await self._extensions.load(prepared.install.content_hash, wait_seconds=half)  # (6)
         # Loading may have taken long where nobody set a deadline; waiting for a worker begins now.
-        patience = max(patience, time.monotonic() + 1.0) if prepared.deadline is None else patience
+        patience = max(prepared.patience, time.monotonic() + 1.0) if prepared.deadline is None else prepared.patience
         self._recorder.check_room()
         started_at = datetime.now(UTC)
         try:
@@ -252,6 +257,7 @@ class Executor:
                 http=prepared.request.http,
                 deadline=deadline,
                 queue_us=round((now - prepared.received) * 1e6),
+                place=prepared.place,
             )
             report = await worker.run(invocation)
             if worker.is_usable:
@@ -274,12 +280,12 @@ class Executor:
             )
         return limits
 
-    def _patience(self, prepared: _Prepared) -> float:
-        patience = prepared.received + self._settings.queue_seconds
-        if prepared.deadline is not None:
-            if prepared.deadline <= time.monotonic():
+    def _patience(self, received: float, deadline: float | None) -> float:
+        patience = received + self._settings.queue_seconds
+        if deadline is not None:
+            if deadline <= time.monotonic():
                 raise _too_late()
-            patience = min(patience, prepared.deadline)
+            patience = min(patience, deadline)
         return patience
 
     def _ended(self, prepared: _Prepared, started_at: datetime, report: CallReport) -> None:

@@ -12,6 +12,7 @@ from extrunner.worker.v1 import worker_pb2
 from registry.domain.limits import ExecutionLimits
 from runnerd.artifacts.loaded import CompiledExtension
 from runnerd.capabilities.grants import InvocationGrant
+from runnerd.dispatch.admission import Place
 from runnerd.dispatch.request import GuestRequest
 
 
@@ -26,6 +27,8 @@ class Invocation:
     deadline: float
     """On the clock of `time.monotonic()`; at most `limits.wall_time_ms` away when it is sent."""
     queue_us: int = 0
+    place: Place | None = None
+    """What it holds while it computes, and not while it waits for the host."""
 
 
 def build_start(invocation: Invocation, *, component: int, wall_time_us: int) -> worker_pb2.Start:
