@@ -60,6 +60,9 @@ OPERATOR_CEILING = ExecutionLimits(
 """What nobody can exceed (DESIGN §7)."""
 
 
+_NAMES = tuple(field.name for field in fields(ExecutionLimits))
+
+
 def clamp(*, defaults: ExecutionLimits, ceiling: ExecutionLimits, grant: LimitWishes, wishes: LimitWishes) -> ExecutionLimits:
     """Combine the three layers.
 
@@ -68,8 +71,7 @@ def clamp(*, defaults: ExecutionLimits, ceiling: ExecutionLimits, grant: LimitWi
     Guarantee: each field of the result is at most the ceiling's, and at most the wish where one is given.
     """
     values: dict[str, int] = {}
-    for field in fields(ExecutionLimits):
-        name = field.name
+    for name in _NAMES:
         granted: int | None = getattr(grant, name)
         wished: int | None = getattr(wishes, name)
         allowed = min(getattr(ceiling, name), getattr(defaults, name) if granted is None else granted)

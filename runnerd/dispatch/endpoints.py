@@ -6,9 +6,9 @@ that names roles on any endpoint is always enforced; what matches nothing is the
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.paths import segments_of
@@ -33,8 +33,25 @@ class _Template:
         )
 
 
-@lru_cache(maxsize=512)
-def _templates(endpoints: tuple[Endpoint, ...]) -> tuple[_Template, ...]:
+_MAX_COMPILED = 512
+_compiled: OrderedDict[int, tuple[Sequence[Endpoint], tuple[_Template, ...]]] = OrderedDict()
+"""By identity, together with the list, which keeps its identity taken: installs are cached, and hashing a long list costs too much."""
+
+
+def _templates(endpoints: Sequence[Endpoint]) -> tuple[_Template, ...]:
+    known = _compiled.get(id(endpoints))
+    if known is not None and known[0] is endpoints:
+        return known[1]
+    templates = _compile(endpoints)
+    # SECURITY: only what cannot change is remembered.
+    if isinstance(endpoints, tuple):
+        _compiled[id(endpoints)] = (endpoints, templates)
+        if len(_compiled) > _MAX_COMPILED:
+            _compiled.popitem(last=False)
+    return templates
+
+
+def _compile(endpoints: Sequence[Endpoint]) -> tuple[_Template, ...]:
     compiled = []
     for endpoint in endpoints:
         segments = segments_of(endpoint.path)
@@ -46,7 +63,7 @@ def _templates(endpoints: tuple[Endpoint, ...]) -> tuple[_Template, ...]:
 def find_endpoint(endpoints: Sequence[Endpoint], method: str, path: str) -> Endpoint | None:
     """Return the most specific endpoint that matches, or None. HEAD is answered by GET where no HEAD is declared."""
     segments = segments_of(path)
-    candidates = [template.endpoint for template in _templates(tuple(endpoints)) if template.matches(segments)]
+    candidates = [template.endpoint for template in _templates(endpoints) if template.matches(segments)]
     for wanted in (method, "GET") if method == "HEAD" else (method,):
         for endpoint in candidates:
             if endpoint.method == wanted:

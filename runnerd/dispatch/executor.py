@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Protocol
 
 import structlog
@@ -44,6 +45,7 @@ from runnerd.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 _ERROR = "error"
+_REMEMBERED_LIMITS = 1024
 _CANCELLED = "CANCELLED"
 _NOTHING = Usage(wall_us=0, queue_us=0, cpu_us=0, fuel=0, peak_memory_bytes=None, host_calls=0)
 
@@ -141,6 +143,8 @@ class Executor:
         self._recorder = recorder
         self._metrics = metrics
         self._settings = settings
+        # A pure function of few different values; callers' wishes may be many, so there is a bound.
+        self._clamped = lru_cache(maxsize=_REMEMBERED_LIMITS)(self._clamp)
 
     async def execute(self, caller: Caller, request: ExecutionRequest, *, deadline: float | None) -> ExecutionResult:
         """Run one call.
@@ -265,13 +269,7 @@ class Executor:
             return report
 
     def _limits(self, install: ResolvedInstall, endpoint: Endpoint | None, request: ExecutionRequest) -> ExecutionLimits:
-        settings = self._settings
-        limits = clamp(defaults=settings.defaults, ceiling=settings.ceiling, grant=install.limits, wishes=request.wishes)
-        if endpoint is not None and endpoint.timeout_ms is not None:
-            # What the author asks for only ever lowers, too.
-            limits = clamp(
-                defaults=limits, ceiling=limits, grant=LimitWishes(), wishes=LimitWishes(wall_time_ms=max(1, endpoint.timeout_ms))
-            )
+        limits = self._clamped(install.limits, None if endpoint is None else endpoint.timeout_ms, request.wishes)
         if request.http.body is not None and len(request.http.body) > limits.request_bytes:
             raise RefusalError(
                 Reason.PAYLOAD_TOO_LARGE,
@@ -279,6 +277,13 @@ class Executor:
                 metadata={"field": "http.body", "limit": str(limits.request_bytes)},
             )
         return limits
+
+    def _clamp(self, grant: LimitWishes, timeout_ms: int | None, wishes: LimitWishes) -> ExecutionLimits:
+        limits = clamp(defaults=self._settings.defaults, ceiling=self._settings.ceiling, grant=grant, wishes=wishes)
+        if timeout_ms is None:
+            return limits
+        # What the author asks for only ever lowers, too.
+        return clamp(defaults=limits, ceiling=limits, grant=LimitWishes(), wishes=LimitWishes(wall_time_ms=max(1, timeout_ms)))
 
     def _patience(self, received: float, deadline: float | None) -> float:
         patience = received + self._settings.queue_seconds
@@ -290,15 +295,20 @@ class Executor:
 
     def _ended(self, prepared: _Prepared, started_at: datetime, report: CallReport) -> None:
         outcome = OUTCOME_NAMES[type(report.outcome)]
-        denials = tuple(explained or _denial(prepared.install, capability) for capability, explained in report.denied.items())
-        for capability in report.denied:
-            self._metrics.denial(capability)
+        denials: tuple[Mapping[str, str], ...] = ()
+        if report.denied:
+            denials = tuple(explained or _denial(prepared.install, capability) for capability, explained in report.denied.items())
+            for capability in report.denied:
+                self._metrics.denial(capability)
         self._metrics.execution(outcome, prepared.request.trigger.value)
         self._metrics.usage(outcome, report.usage)
         for line in report.log:
             _log.debug("guest_log", level_of_guest=line["level"], text=line["message"])
-        record = replace(
-            _record(prepared, started_at, outcome, report.usage),
+        record = _record(
+            prepared,
+            started_at,
+            outcome,
+            report.usage,
             reason=reason_of(report.outcome),
             http_status=report.outcome.status if isinstance(report.outcome, Completed) else None,
             denials=denials,
@@ -311,7 +321,7 @@ class Executor:
         self._metrics.execution(_ERROR, prepared.request.trigger.value)
         _log.warning("execution_failed", reason=str(reason))
         usage = replace(_NOTHING, wall_us=max(0, round((datetime.now(UTC) - started_at).total_seconds() * 1e6)))
-        self._hand_on(replace(_record(prepared, started_at, _ERROR, usage), reason=str(reason)))
+        self._hand_on(_record(prepared, started_at, _ERROR, usage, reason=str(reason)))
 
     def _hand_on(self, record: ExecutionRecord) -> None:
         try:
@@ -337,7 +347,7 @@ def _within_deadline(prepared: _Prepared, now: float) -> ExecutionLimits:
     left_ms = int((prepared.deadline - now) * 1000)
     if left_ms <= 0:
         raise _too_late()
-    return replace(prepared.limits, wall_time_ms=min(prepared.limits.wall_time_ms, left_ms))
+    return prepared.limits if left_ms >= prepared.limits.wall_time_ms else replace(prepared.limits, wall_time_ms=left_ms)
 
 
 def _grant(prepared: _Prepared, deadline: float) -> InvocationGrant:
@@ -358,7 +368,17 @@ def _grant(prepared: _Prepared, deadline: float) -> InvocationGrant:
     )
 
 
-def _record(prepared: _Prepared, started_at: datetime, outcome: str, usage: Usage) -> ExecutionRecord:
+def _record(  # noqa: PLR0913 - the keywords are the facts that only some calls have
+    prepared: _Prepared,
+    started_at: datetime,
+    outcome: str,
+    usage: Usage,
+    *,
+    reason: str | None,
+    http_status: int | None = None,
+    denials: tuple[Mapping[str, str], ...] = (),
+    log: tuple[Mapping[str, str], ...] = (),
+) -> ExecutionRecord:
     install, request, user = prepared.install, prepared.request, prepared.authority.user
     return ExecutionRecord(
         execution_id=prepared.execution_id,
@@ -373,8 +393,8 @@ def _record(prepared: _Prepared, started_at: datetime, outcome: str, usage: Usag
         endpoint=prepared.endpoint.path if prepared.endpoint is not None else UNDECLARED,
         user_id=user.user_id if user is not None else None,
         outcome=outcome,
-        reason=None,
-        http_status=None,
+        reason=reason,
+        http_status=http_status,
         started_at=started_at,
         wall_ms=usage.wall_us // 1000,
         queue_ms=usage.queue_us // 1000,
@@ -384,6 +404,8 @@ def _record(prepared: _Prepared, started_at: datetime, outcome: str, usage: Usag
         host_calls=usage.host_calls,
         egress_request_bytes=usage.egress_request_bytes,
         egress_response_bytes=usage.egress_response_bytes,
+        denials=denials,
+        log=log,
     )
 
 
@@ -393,6 +415,8 @@ def _denial(install: ResolvedInstall, capability: str) -> Mapping[str, str]:
 
 def _check_generated_headers(request: ExecutionRequest) -> None:
     """Refuse generated headers that contradict the request: a guest believes them."""
+    if not request.http.headers:
+        return
     wanted = {"x-alga-tenant": str(request.tenant_id), "x-alga-extension": request.extension}
     for name, value in request.http.headers:
         if wanted.get(name, value) != value:

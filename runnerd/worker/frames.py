@@ -68,6 +68,8 @@ class FrameKind(IntEnum):
     DROP = worker_pb2.FRAME_KIND_DROP
 
 
+_KINDS: Final[Mapping[int, FrameKind]] = MappingProxyType({int(kind): kind for kind in FrameKind})
+
 FROM_WORKER: Final[Mapping[FrameKind, int]] = MappingProxyType(
     {
         FrameKind.HELLO: 64 * KIB,
@@ -147,11 +149,36 @@ class FrameDecoder:
         Raises:
             FrameError: a kind that this end does not take, or a length above its limit. The decoder must not be used again.
         """
-        self._buffer += data
         frames: list[Frame] = []
+        if not self._buffer and self._header is None:
+            data = self._whole_frames(memoryview(data), frames)
+        self._buffer += data
         while (frame := self._next()) is not None:
             frames.append(frame)
         return frames
+
+    def _whole_frames(self, data: memoryview, frames: list[Frame]) -> memoryview:
+        """Cut off the frames that lie whole in `data`, as most do, without buffering them first; return what is left."""
+        start, end = 0, len(data)
+        while start + HEADER_BYTES <= end:
+            length, kind, call_id = HEADER.unpack_from(data, start)
+            self._check(kind, length)
+            stop = start + HEADER_BYTES + length
+            if stop > end:
+                break
+            frames.append(Frame(_KINDS[kind], call_id, bytes(data[start + HEADER_BYTES : stop])))
+            start = stop
+        return data[start:]
+
+    def _check(self, kind: int, length: int) -> None:
+        # SECURITY: before a byte of the payload is waited for.
+        limit = self._limits.get(kind)
+        if limit is None:
+            message = f"a frame of kind {kind} is not taken from this end"
+            raise FrameError(message)
+        if length > limit:
+            message = f"a frame of kind {kind} has {length} bytes, more than {limit}"
+            raise FrameError(message)
 
     def _next(self) -> Frame | None:
         buffer = self._buffer
@@ -159,14 +186,7 @@ class FrameDecoder:
             if len(buffer) < HEADER_BYTES:
                 return None
             length, kind, call_id = HEADER.unpack_from(buffer)
-            # SECURITY: before a byte of the payload is waited for.
-            limit = self._limits.get(kind)
-            if limit is None:
-                message = f"a frame of kind {kind} is not taken from this end"
-                raise FrameError(message)
-            if length > limit:
-                message = f"a frame of kind {kind} has {length} bytes, more than {limit}"
-                raise FrameError(message)
+            self._check(kind, length)
             self._header = (length, kind, call_id)
             del buffer[:HEADER_BYTES]
         length, kind, call_id = self._header
@@ -176,7 +196,7 @@ class FrameDecoder:
             payload = bytes(view[:length])
         del buffer[:length]
         self._header = None
-        return Frame(FrameKind(kind), call_id, payload)
+        return Frame(_KINDS[kind], call_id, payload)
 
 
 def parse_message(message_type: type[_M], payload: bytes) -> _M:

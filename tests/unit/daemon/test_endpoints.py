@@ -98,3 +98,18 @@ def test_no_variant_of_a_protected_path__passes_without_the_role(path: str, meth
     assert endpoint is OPEN
     lenient = [part for part in unquote(unquote(path)).replace("\\", "/").lower().split("/") if part not in {"", "."}]
     assert lenient[0] != "admin"
+
+
+def test_lists_with_equal_identity_over_time__are_not_mistaken_for_each_other() -> None:
+    """What is remembered by identity must not outlive it: many short-lived lists, each with its own path."""
+    for number in range(2_000):
+        endpoints = (Endpoint(method="GET", path=f"/only/{number}"),)
+        assert find_endpoint(endpoints, "GET", f"/only/{number}") is endpoints[0]
+        assert find_endpoint(endpoints, "GET", f"/only/{number - 1}") is None
+
+
+def test_list_that_changes__is_read_anew() -> None:
+    endpoints = [Endpoint(method="GET", path="/first")]
+    assert find_endpoint(endpoints, "GET", "/first") is not None
+    endpoints[0] = Endpoint(method="GET", path="/second")
+    assert find_endpoint(endpoints, "GET", "/first") is None
