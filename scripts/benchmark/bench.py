@@ -25,6 +25,9 @@ NOTES_TENANT: Final = ACME
 HELLO_TENANTS: Final = ("bench-a", "bench-b", "bench-c", "bench-d")
 """The tenants that have the hello guest: four, because one tenant may hold a quarter of the slots."""
 
+PROBE_TENANT: Final = "bench-probe"
+"""The tenant that has the probe guest."""
+
 Figures = dict[str, Any]
 """What a section found: name of the figure → number, or a dict of numbers by size, connections or case."""
 
@@ -61,6 +64,13 @@ class Bench:
         sample = self.publish(GUESTS / "hello")
         for tenant in HELLO_TENANTS:
             self.install(sample, tenant)
+        return sample
+
+    @cached_property
+    def probe(self) -> Sample:
+        """The JavaScript guest that echoes bodies and makes host calls, installed for `PROBE_TENANT` with all it asks for."""
+        sample = self.publish(GUESTS / "probe")
+        self.install(sample, PROBE_TENANT, granted=["cap:storage.kv"], config={"greeting": "hello"})
         return sample
 
     def publish(self, project: Path, *, manifest: bytes | None = None) -> Sample:

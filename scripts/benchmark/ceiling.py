@@ -29,8 +29,8 @@ from runnerd.engine.profile import DEFAULT_PROFILE, PoolSizes
 
 _MIB = 1024 * 1024
 _WARM_SECONDS = 0.5
-_CONTEXT = GuestContext(request_id="ceiling", tenant_id="bench", extension_id="com.example.hello", install_id="i", version_id="v")
-_LIMITS = InvocationLimits(
+CONTEXT = GuestContext(request_id="ceiling", tenant_id="bench", extension_id="com.example.hello", install_id="i", version_id="v")
+LIMITS = InvocationLimits(
     wall_seconds=5,
     cpu_seconds=5,
     fuel=10_000_000_000,
@@ -42,7 +42,7 @@ _LIMITS = InvocationLimits(
 )
 
 
-class _NoHost:
+class NoHost:
     """A host without capabilities: the guest makes no host call."""
 
     def call(self, function: HostFunction, arguments: Sequence[object], *, timeout_seconds: float) -> tuple[object, str | None]:
@@ -105,10 +105,10 @@ def _loop(artifact: Path, facts: tuple[int, bool], cpu: int, seconds: float) -> 
 
 def _until(loaded: LoadedComponent, ticker: Ticker, end: float) -> int:
     calls = 0
-    port: HostPort = _NoHost()
+    port: HostPort = NoHost()
     while time.monotonic() < end:
-        journal = Journal(lambda _lines: None, max_lines=_LIMITS.log_lines, max_bytes=_LIMITS.log_bytes)
-        call = Call(context=_CONTEXT, limits=_LIMITS, capabilities=frozenset(), journal=journal, port=port)
+        journal = Journal(lambda _lines: None, max_lines=LIMITS.log_lines, max_bytes=LIMITS.log_bytes)
+        call = Call(context=CONTEXT, limits=LIMITS, capabilities=frozenset(), journal=journal, port=port)
         finished = run_call(loaded, call, GuestRequest(method="GET", url="/", headers=(), body=None), ticker)
         if not isinstance(finished.outcome, Completed):
             message = f"the guest ended as {finished.outcome}"

@@ -4,6 +4,7 @@ import struct
 from typing import Any
 
 import pytest
+import wasmtime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wasmtime import component
@@ -76,24 +77,24 @@ def ask(
         for name, callback in bridge.FUNCTIONS.items():
             b.add_function(instance, name, callback)
     call, _ = kit.call(answer=lambda _f, _a: answer, grants=frozenset({function.capability}))
-    store = b.wasmtime.Store(kit.engine)
-    store.set_fuel(10_000_000)
-    store.set_epoch_deadline(10_000)
+    fresh = wasmtime.Store(kit.engine)
+    fresh.set_fuel(10_000_000)
+    fresh.set_epoch_deadline(10_000)
     calls.set_current(call)
     values, result = b.new_values(len(arguments)), b.Value()
     try:
-        made = linker.instantiate(store, compiled)
-        entry = made.get_func(store, f"f{function.number}")
+        made = linker.instantiate(fresh, compiled)
+        entry = made.get_func(fresh, f"f{function.number}")
         assert entry is not None
         for shape, argument, target in zip([shape for _, shape in function.params], arguments, values, strict=True):
             lower(shape, argument, target)
-        trap = b.call_function(store, entry, values, result)
+        trap = b.call_function(fresh, entry, values, result)
         assert trap is None, (trap, call.stop)
         return call.port.calls, _lifted(function, result)  # type: ignore[attr-defined]
     finally:
         b.delete_values(values)
         b.delete_value(result)
-        store.close()
+        fresh.close()
         calls.set_current(None)
 
 
