@@ -38,6 +38,7 @@ class LimitKind(StrEnum):
     HEADERS = "headers"
     TABLES = "tables"
     HOST_CALL_SIZE = "host_call_size"
+    HANDLES = "handles"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ class Trapped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitExceeded:
-    """A limit ended the call. Both figures in the limit's unit: milliseconds, fuel, bytes, calls, headers."""
+    """A limit ended the call. Both figures in the limit's unit: milliseconds, fuel, bytes, calls, headers, elements, handles."""
 
     limit: LimitKind
     used: int
@@ -180,14 +181,14 @@ def _ran_out_of_memory(text: str, figures: Figures) -> bool:
     """Tell whether a trap follows from a refused growth of memory, as far as the C API lets one see it.
 
     A refused `memory.grow` is silent there. Evident is a fault behind a memory that stands at its cap, and an abort of a guest that has
-    touched nearly all it may: allocators abort when growth fails.
+    touched nearly all that one of its memories may have: allocators abort when growth fails.
     """
     if _BRIDGE_IS_FULL in text:
         return True
     fault = _LINEAR_MEMORY_SIZE.search(text)
     if fault is not None:
         return int(fault.group(1), 16) >= figures.memory_cap
-    nearly_all = figures.memory_allowed - figures.memory_allowed // 8
+    nearly_all = figures.memory_cap - figures.memory_cap // 8
     return "`unreachable`" in text and figures.memory_touched >= nearly_all
 
 

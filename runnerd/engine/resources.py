@@ -29,7 +29,7 @@ class TypeIds:
 def new_resource(call: calls.Call, thing: object) -> int:
     """Keep an object for the guest; return its representation."""
     if len(call.resources) >= MAX_RESOURCES:
-        call.end(LimitExceeded(limit=LimitKind.HOST_CALLS, used=MAX_RESOURCES + 1, allowed=MAX_RESOURCES))
+        call.end(LimitExceeded(limit=LimitKind.HANDLES, used=MAX_RESOURCES + 1, allowed=MAX_RESOURCES))
     representation = call.next_resource
     call.next_resource += 1
     call.resources[representation] = thing

@@ -57,6 +57,8 @@ def body_of(name: str) -> str:
 def _body(text: str, handler: str) -> str:
     world = (GUESTS / "world.wat").read_text(encoding="utf-8")
     imports, rest = _imports_first(text)
+    # A .wat guest that lifts its handler itself calls it $own.
+    handler = "" if '(export "handler" (func $own))' in text else handler
     return f"{imports}\n{world}\n{rest}\n{handler}"
 
 

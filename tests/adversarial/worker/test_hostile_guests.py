@@ -12,50 +12,19 @@ from extrunner.worker.v1 import worker_pb2
 from runnerd.dispatch.zygote import Zygote
 from runnerd.worker.settings import WorkerConfig
 from tests.fakes import guests
-from tests.fakes.worker_driver import ALWAYS, MIB, WorkerDriver, status_of
+from tests.fakes.worker_driver import MIB, WorkerDriver, status_of
 
-EXPECTED = {
-    "spin_forever": "limit wall_time",
-    "spin_at_start": "limit wall_time",
-    "bulk_memory_loop": "limit wall_time",
-    "sleep_in_poll": "limit wall_time",
-    "memory_bomb": "limit memory",
-    "write_behind_memory": "limit memory",
-    "big_minimum_memory": "limit memory",
-    "grow_memory": "completed",
-    "table_growth": "completed",
-    "stack_overflow": "trapped stack_overflow",
-    "unreachable": "trapped unreachable",
-    "invalid_status": "guest_error",
-    "no_content_with_body": "guest_error",
-    "control_character_in_header": "guest_error",
-    "respond_3_mib": "limit response_size",
-    "many_headers": "limit headers",
-    "invalid_utf8": "trapped abi",
-    "bad_body_pointer": "trapped abi",
-    "bad_response_pointer": "trapped out_of_bounds",
-    "unaligned_response_pointer": "trapped abi",
-    "bad_discriminant": "trapped abi",
-    "out_of_bounds": "trapped out_of_bounds",
-    "exit": "trapped exit",
-    "unknown_import": "trapped unknown_import",
-    "imported_function": "trapped unknown_import",
-    "many_pollables": "limit host_calls",
-    "huge_random": "trapped other",
-}
+HOSTILE = ("spin_forever", "spin_at_start", "bulk_memory_loop", "memory_bomb", "stack_overflow", "many_pollables", "log_flood", "exit")
 
 
-async def test_each_hostile_guest__beside_ordinary_calls__ends_as_it_should(worker: WorkerDriver) -> None:
+async def test_hostile_guests__beside_ordinary_calls__are_not_noticed_by_them(worker: WorkerDriver) -> None:
+    """How each ends is in the corpus (tests/adversarial/engine); here they run at once with others in one worker."""
     component = await worker.load("hello")
-    for name, expected in EXPECTED.items():
-        # Short only where the clock is what ends it: on a loaded machine a bomb may take longer than that to reach its limit.
-        wall_time_us = 400_000 if expected == "limit wall_time" else 10_000_000
-        hostile = await worker.begin(name, wall_time_us=wall_time_us, capabilities=[*ALWAYS, "storage.kv"])
+    for name in HOSTILE:
+        hostile = await worker.begin(name, wall_time_us=400_000)
         ordinary = await asyncio.gather(*(worker.call(component) for _ in range(3)))
-        ended = await worker.end_of(hostile)
 
-        detail = ended.trap or ended.limit
-        assert f"{ended.kind} {detail}".strip() == expected, (name, ended.done)
+        assert (await worker.end_of(hostile)).kind in {"limit", "trapped", "completed"}
         assert {result.body for result in ordinary} == {b"hello"}
     assert not worker.process.has_exited
 

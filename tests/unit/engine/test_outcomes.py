@@ -74,7 +74,7 @@ def test_trap__each_kind__is_named(kit: EngineKit, guest: str, kind: TrapKind) -
         ("write_behind_memory", LimitKind.MEMORY),
         ("respond_3_mib", LimitKind.RESPONSE_SIZE),
         ("many_headers", LimitKind.HEADERS),
-        ("many_pollables", LimitKind.HOST_CALLS),
+        ("many_pollables", LimitKind.HANDLES),
     ],
 )
 def test_limit__each_kind__is_named_with_figures(kit: EngineKit, guest: str, limit: LimitKind) -> None:

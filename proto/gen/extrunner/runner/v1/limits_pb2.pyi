@@ -44,6 +44,8 @@ class _LimitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LimitKind.V
     """Table elements."""
     LIMIT_KIND_HOST_CALL_SIZE: _LimitKind.ValueType  # 9
     """Bytes that the guest handed to one host call; only on the ordinary call path, which cannot carry more (bytes)."""
+    LIMIT_KIND_HANDLES: _LimitKind.ValueType  # 10
+    """Handles of the host's resources that the guest held at once."""
 
 class LimitKind(_LimitKind, metaclass=_LimitKindEnumTypeWrapper):
     """The limits that the catalog of outcomes can name."""
@@ -68,6 +70,8 @@ LIMIT_KIND_TABLES: LimitKind.ValueType  # 8
 """Table elements."""
 LIMIT_KIND_HOST_CALL_SIZE: LimitKind.ValueType  # 9
 """Bytes that the guest handed to one host call; only on the ordinary call path, which cannot carry more (bytes)."""
+LIMIT_KIND_HANDLES: LimitKind.ValueType  # 10
+"""Handles of the host's resources that the guest held at once."""
 Global___LimitKind: _TypeAlias = LimitKind  # noqa: Y015
 
 @_typing.final

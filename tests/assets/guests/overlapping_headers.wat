@@ -1,0 +1,20 @@
+;; Answers 200 headers whose values are all the same mebibyte.
+(core module $module
+  (import "support" "memory" (memory 1))
+  (import "support" "respond" (func $respond (param i32 i32 i32) (result i32)))
+  (func (export "handler") (param i32) (result i32)
+    (local $response i32) (local $entry i32)
+    (drop (memory.grow (i32.const 32)))
+    (memory.fill (i32.const 0x10000) (i32.const 0x78) (i32.const 0x100000))
+    (local.set $entry (i32.const 1024))
+    (loop $more
+      (i32.store (local.get $entry) (i32.const 0x10000))
+      (i32.store offset=4 (local.get $entry) (i32.const 1))
+      (i32.store offset=8 (local.get $entry) (i32.const 0x10000))
+      (i32.store offset=12 (local.get $entry) (i32.const 0x100000))
+      (br_if $more (i32.lt_u (local.tee $entry (i32.add (local.get $entry) (i32.const 16))) (i32.const 4224))))
+    (local.set $response (call $respond (i32.const 200) (i32.const 64) (i32.const 0)))
+    (i32.store (i32.const 20) (i32.const 1024))
+    (i32.store (i32.const 24) (i32.const 200))
+    (local.get $response)))
+(core instance $guest (instantiate $module (with "support" (instance $support))))

@@ -1,0 +1,16 @@
+;; Makes a host call when its caller wishes for memory, which no component may.
+(import "alga:extension/logging" (instance $logging (export "log-warn" (func (param "message" string)))))
+(core func $log (canon lower (func $logging "log-warn") (memory $memory)))
+(core instance $logging-core (export "log" (func $log)))
+(core module $module
+  (import "logging" "log" (func $log (param i32 i32)))
+  (memory (export "memory") 1)
+  (func (export "realloc") (param i32 i32 i32 i32) (result i32) (call $log (i32.const 0) (i32.const 0)) (i32.const 1024))
+  (func (export "handler") (param i32) (result i32) (i32.store16 (i32.const 16) (i32.const 200)) (i32.const 16)))
+(core instance $guest (instantiate $module (with "logging" (instance $logging-core))))
+(alias core export $guest "memory" (core memory $own-memory))
+(alias core export $guest "realloc" (core func $own-realloc))
+(alias core export $guest "handler" (core func $own-handler))
+(func $own (param "request" $execute-request) (result $execute-response)
+  (canon lift (core func $own-handler) (memory $own-memory) (realloc $own-realloc)))
+(export "handler" (func $own))

@@ -1,0 +1,17 @@
+;; Has three memories; grows each until that is refused and answers the pages of all together as eight bytes.
+(core module $memory-module (memory (export "memory") 1)
+  (func (export "grow") (result i32)
+    (loop $more (br_if $more (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))
+    (memory.size)))
+(core instance $m1 (instantiate $memory-module))
+(core instance $m2 (instantiate $memory-module))
+(core module $module
+  (import "support" "memory" (memory 1))
+  (import "support" "respond" (func $respond (param i32 i32 i32) (result i32)))
+  (import "m1" "grow" (func $grow1 (result i32)))
+  (import "m2" "grow" (func $grow2 (result i32)))
+  (func (export "handler") (param i32) (result i32)
+    (loop $more (br_if $more (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))
+    (i64.store (i32.const 64) (i64.extend_i32_u (i32.add (i32.add (memory.size) (call $grow1)) (call $grow2))))
+    (call $respond (i32.const 200) (i32.const 64) (i32.const 8))))
+(core instance $guest (instantiate $module (with "support" (instance $support)) (with "m1" (instance $m1)) (with "m2" (instance $m2))))
