@@ -43,12 +43,13 @@ from runnerd.dispatch.host_calls import HostCallDesk
 from runnerd.dispatch.pool import Isolation, PoolSettings, WorkerPool
 from runnerd.dispatch.runner_info import HardeningState, RunnerInfo
 from runnerd.dispatch.workers import WorkerFactory
-from runnerd.engine.profile import engine_fingerprint, engine_version
+from runnerd.engine.profile import EngineProfile, engine_fingerprint, engine_version
 from runnerd.http.ops import OpsApp, OpsServer
 from runnerd.rpc.intake import IntakeBudget
 from runnerd.rpc.server import RpcOptions, RpcServer
 from runnerd.rpc.servicer import RunnerServicer
 from runnerd.telemetry.metrics import Metrics
+from runnerd.worker.settings import WorkerConfig
 
 DATABASE_ROLE: Final = "ext_runner"
 RUNNING_PER_CPU: Final = 4
@@ -192,7 +193,7 @@ async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
             ),
         )
         describe = _Description(settings, pool, capacity, verifier)
-        metrics.engine(engine_version(), engine_fingerprint())
+        metrics.engine(engine_version(), engine_fingerprint(_profile(settings)))
         rpc = _rpc(settings, RunnerServicer(executor=executor, warm=loader.warm, describe=describe, budget=_budget(settings)), metrics)
 
         assets = await _assets(settings, resolver, loader)
@@ -245,6 +246,7 @@ class _Description:
 
     def __init__(self, settings: RunnerdSettings, pool: WorkerPool, capacity: Capacity, verifier: BundleVerifier) -> None:
         self._ceiling = settings.limits.effective_ceiling
+        self._fingerprint = engine_fingerprint(_profile(settings))
         self._workers_max = capacity.ceiling
         self._pool = pool
         domains = verifier.domains
@@ -258,7 +260,7 @@ class _Description:
         return RunnerInfo(
             version=package_version(),
             engine_version=engine_version(),
-            engine_fingerprint=engine_fingerprint(),
+            engine_fingerprint=self._fingerprint,
             workers=state.workers,
             slots=state.slots,
             workers_max=self._workers_max,
@@ -289,11 +291,15 @@ def _verifier(settings: RunnerdSettings, metrics: Metrics) -> BundleVerifier:
 
 
 def _loader(settings: RunnerdSettings, *, resolver: Resolver, verifier: BundleVerifier, metrics: Metrics) -> ExtensionLoader:
-    fingerprint = engine_fingerprint()
+    profile = _profile(settings)
+    fingerprint = engine_fingerprint(profile)
     artifacts = settings.artifacts
     signer = ArtifactSigner.from_file(artifacts.key_file)
     compiler = CompilerSettings(
-        concurrency=artifacts.compilers, wall_seconds=artifacts.compile_seconds, require_hardening=settings.require_hardening
+        concurrency=artifacts.compilers,
+        wall_seconds=artifacts.compile_seconds,
+        require_hardening=settings.require_hardening,
+        profile=profile,
     )
     return ExtensionLoader(
         LoaderSettings(
@@ -326,12 +332,19 @@ def _records(artifacts: ArtifactsSettings, signer: ArtifactSigner) -> ArtifactVe
 
 async def _factory(settings: RunnerdSettings) -> WorkerFactory:
     """Start what makes one generation's workers, on the CPUs that are ours by now."""
-    return await WorkerFactory.start(
+    profile = _profile(settings)
+    config = WorkerConfig(
         slots=settings.workers.slots,
-        cpus=find_cpus(settings.workers.pin),
+        fuel=profile.fuel,
+        bridge=profile.bridge,
         memory_bytes=settings.limits.effective_defaults.memory_bytes,
         require_hardening=settings.require_hardening,
     )
+    return await WorkerFactory.start(config, cpus=find_cpus(settings.workers.pin))
+
+
+def _profile(settings: RunnerdSettings) -> EngineProfile:
+    return EngineProfile(fuel=settings.fuel, bridge=settings.bridge)
 
 
 def _pool(  # noqa: PLR0913 - the parts of a pool
@@ -360,7 +373,7 @@ def _pool(  # noqa: PLR0913 - the parts of a pool
             max_calls=workers.max_calls,
         ),
         connection=ConnectionSettings(
-            build=package_version(), engine_fingerprint=engine_fingerprint(), grace_seconds=workers.grace_seconds
+            build=package_version(), engine_fingerprint=engine_fingerprint(_profile(settings)), grace_seconds=workers.grace_seconds
         ),
         metrics=metrics,
     )

@@ -227,6 +227,10 @@ class RunnerdSettings(BaseSettings):
     log_level: Annotated[str, Field(pattern=r"^(DEBUG|INFO|WARNING|ERROR)$")] = "INFO"
     require_hardening: bool = True
     """Refuse to run with a worker, compiler or assets child in which a mandatory step of hardening failed. False only in development."""
+    fuel: bool = True
+    """Count fuel. Off, code that calls a lot runs up to twice as fast, and calls are ended by their times alone."""
+    bridge: bool = True
+    """Compose the bridge around extensions. Off, bodies cost a hundred times as much and end at 2 MiB; for an advisory in what it uses."""
     drain_seconds: Annotated[float, Field(ge=0, le=600)] = 30.0
     """How long running calls may take to end after SIGTERM."""
     public_base: str | None = Field(None, max_length=255, validation_alias=AliasChoices("RUNNERD_PUBLIC_BASE", "RUNNER_PUBLIC_BASE"))

@@ -223,6 +223,7 @@ class Executor:
             _log.error("worker_could_not_run_call", detail=str(error))
             self._failed(prepared, started_at, Reason.INTERNAL)
             raise RefusalError(Reason.INTERNAL, "The worker could not run the call; the log has it under the request id.") from error
+        self._metrics.call_path(bridged=extension.bridged)
         self._ended(prepared, started_at, report)  # (8)
         return ExecutionResult(
             outcome=report.outcome,

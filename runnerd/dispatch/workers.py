@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import ClassVar, Self
 
-from registry.domain.limits import MIB
 from runnerd.dispatch.connection import UnusableWorkerError, WorkerProcess
 from runnerd.dispatch.cpus import Cpus
 from runnerd.dispatch.zygote import Zygote, ZygoteError
@@ -19,23 +19,19 @@ class WorkerFactory:
     mandatory_hardening: ClassVar[frozenset[str]] = frozenset(step.value for step in MANDATORY)
     """Names of the steps that every worker must have taken."""
 
-    def __init__(self, zygote: Zygote, *, slots: int, cpus: Cpus, memory_bytes: int, require_hardening: bool) -> None:
+    def __init__(self, zygote: Zygote, config: WorkerConfig, cpus: Cpus) -> None:
         """Use `start` instead."""
         self._zygote = zygote
-        self._slots = slots
-        self._memory_bytes = memory_bytes
-        self._require_hardening = require_hardening
+        self._config = config
         self._cpus = itertools.cycle(cpus.pin_to or (None,))
 
     @classmethod
-    async def start(cls, *, slots: int, cpus: Cpus, memory_bytes: int = 256 * MIB, require_hardening: bool = True) -> Self:
+    async def start(cls, config: WorkerConfig, *, cpus: Cpus) -> Self:
         """Start the zygote.
 
         Args:
-            slots: calls that one worker holds.
+            config: of every worker; its CPU is chosen here.
             cpus: to pin workers to, in turn.
-            memory_bytes: linear memory that one call has usually.
-            require_hardening: a worker without a mandatory step ends itself.
 
         Raises:
             UnusableWorkerError: the zygote does not start.
@@ -44,7 +40,7 @@ class WorkerFactory:
             zygote = await Zygote.start()
         except ZygoteError as error:
             raise UnusableWorkerError(str(error)) from error
-        return cls(zygote, slots=slots, cpus=cpus, memory_bytes=memory_bytes, require_hardening=require_hardening)
+        return cls(zygote, config, cpus)
 
     async def fork(self) -> WorkerProcess:
         """Make one worker.
@@ -52,11 +48,8 @@ class WorkerFactory:
         Raises:
             UnusableWorkerError: none could be made.
         """
-        config = WorkerConfig(
-            slots=self._slots, cpu=next(self._cpus), memory_bytes=self._memory_bytes, require_hardening=self._require_hardening
-        )
         try:
-            return await self._zygote.fork_worker(config)
+            return await self._zygote.fork_worker(replace(self._config, cpu=next(self._cpus)))
         except ZygoteError as error:
             raise UnusableWorkerError(str(error)) from error
 

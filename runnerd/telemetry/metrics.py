@@ -103,6 +103,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
         self._executions = self._counter("executions", "Executions that reached an outcome or an error.", "outcome", "trigger")
+        self._paths = self._counter("calls_by_path", "Calls that a worker ended, by the way their bodies took.", "path")
         self._duration = self._histogram("execution_duration_seconds", "Time in a worker.", _SECONDS, "outcome")
         self._queue_wait = self._histogram("queue_wait_seconds", "Time waiting for a place and a worker.", _SECONDS)
         self._fuel = self._histogram("execution_fuel", "Fuel used by one execution.", _FUEL)
@@ -158,6 +159,7 @@ class Metrics:
         self._executions_of = {
             (outcome, trigger): self._executions.labels(outcome, trigger) for outcome in OUTCOMES for trigger in TRIGGERS
         }
+        self._path_of = {True: self._paths.labels("bridge"), False: self._paths.labels("ordinary")}
         self._duration_of = {outcome: self._duration.labels(outcome) for outcome in OUTCOMES}
         self._loads_of = {source: self._loads.labels(source) for source in ARTIFACT_SOURCES}
         self._egress_request, self._egress_response = self._egress.labels("request"), self._egress.labels("response")
@@ -177,6 +179,10 @@ class Metrics:
         """Count one execution."""
         known = self._executions_of.get((outcome, trigger))
         (known or self._executions.labels(_known(outcome, OUTCOMES), _known(trigger, TRIGGERS))).inc()
+
+    def call_path(self, *, bridged: bool) -> None:
+        """Count one call by the way its bodies took: over the bridge, or value by value."""
+        self._path_of[bridged].inc()
 
     def usage(self, outcome: str, used: UsedResources) -> None:
         """Observe what one execution used."""

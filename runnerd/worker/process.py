@@ -55,7 +55,7 @@ def _run(connection: socket.socket, config: WorkerConfig, build: str, inherited:
             os.sched_setaffinity(0, {config.cpu})
     profile = replace(hardening.WORKER, keep_descriptors=frozenset({connection.fileno()}), user=config.user, data_bytes=config.data_bytes)
     report = inherited.joined(hardening.give_up_privileges(profile))  # (3)
-    engine_profile = EngineProfile(fuel=config.fuel)
+    engine_profile = EngineProfile(fuel=config.fuel, bridge=config.bridge)
     engine = build_engine(engine_profile, PoolSizes.for_slots(config.slots))  # (4)
     prepare_process()
     fingerprint = engine_fingerprint(engine_profile)

@@ -24,6 +24,8 @@ class WorkerConfig:
     """Processor to run on; None leaves it to the kernel (T38)."""
     fuel: bool = True
     """As in `EngineProfile`."""
+    bridge: bool = True
+    """As in `EngineProfile`: part of the engine's fingerprint, although a worker runs what it is given."""
     memory_bytes: int = 256 * MIB
     """Linear memory that one call has usually; makes RLIMIT_DATA together with `slots`."""
     body_bytes_in_flight: int = 16 * MIB

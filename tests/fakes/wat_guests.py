@@ -6,6 +6,7 @@ import wasmtime
 
 from runnerd.artifacts.loaded import CompiledExtension
 from runnerd.engine.compilation import compile_component
+from runnerd.engine.profile import EngineProfile
 from tests.fakes.dispatch_kit import make_extension
 
 _COMPONENT = """
@@ -50,6 +51,12 @@ _COMPONENT = """
 
 HELLO = ""
 """Answers 200 "hello"."""
+BIG = """
+  (drop (memory.grow (i32.const 48)))
+  (i32.store (i32.const 32) (i32.const 65536))
+  (i32.store (i32.const 36) (i32.const 3145728))
+"""
+"""Answers 3 MiB."""
 LOOP = "(loop $again (br $again))"
 GROW = """
   (loop $again
@@ -75,7 +82,7 @@ def component(code: str) -> bytes:
     return bytes(wasmtime.wat2wasm(_COMPONENT.replace("{code}", code)))
 
 
-def compiled(code: str) -> CompiledExtension:
+def compiled(code: str, *, bridge: bool = True) -> CompiledExtension:
     """Assemble and compile a guest."""
-    built = compile_component(component(code))
+    built = compile_component(component(code), EngineProfile(bridge=bridge))
     return make_extension(built.artifact, memories=built.memories, bridged=built.bridged)

@@ -18,23 +18,25 @@ from runnerd.dispatch.cpus import find_cpus
 from runnerd.dispatch.pool import PoolSettings
 from runnerd.dispatch.workers import WorkerFactory
 from runnerd.engine.profile import engine_fingerprint
+from runnerd.worker.settings import WorkerConfig
 from tests.fakes.daemon_process import Machine, make_machine
 from tests.fakes.dispatch_kit import CONNECTION, OTHER_TENANT, TENANT, Kit, dispatching, make_install
 from tests.fakes.postgres import admin_database, database_urls, postgres_cluster
-from tests.fakes.wat_guests import BAD_STATUS, GROW, HELLO, HOARD, LOOP, RECURSE, TRAP, compiled
+from tests.fakes.wat_guests import BAD_STATUS, BIG, GROW, HELLO, HOARD, LOOP, RECURSE, TRAP, compiled
 
 __all__ = ["admin_database", "database_urls", "postgres_cluster"]
 REAL = replace(
     CONNECTION, build=metadata.version("extrunner"), engine_fingerprint=engine_fingerprint(), hello_seconds=20.0, grace_seconds=1.0
 )
-GUESTS = {"hello": HELLO, "loop": LOOP, "grow": GROW, "hoard": HOARD, "recurse": RECURSE, "trap": TRAP, "status": BAD_STATUS}
+GUESTS = {"hello": HELLO, "big": BIG, "loop": LOOP, "grow": GROW, "hoard": HOARD, "recurse": RECURSE, "trap": TRAP, "status": BAD_STATUS}
 RunningKit = Callable[..., AbstractAsyncContextManager[Kit]]
 
 
 @pytest.fixture(scope="session")
 def guests() -> dict[str, CompiledExtension]:
     """Compiled guests by name."""
-    return {name: compiled(code) for name, code in GUESTS.items()}
+    ordinary = {f"{name}-unbridged": compiled(GUESTS[name], bridge=False) for name in ("hello", "big")}
+    return {name: compiled(code) for name, code in GUESTS.items()} | ordinary
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def real_dispatcher(guests: dict[str, CompiledExtension]) -> RunningKit:
     @asynccontextmanager
     async def running(**changes: Any) -> AsyncIterator[Kit]:
         settings = PoolSettings(floor=2, ceiling=6, slots=8, spread=2)
-        factory = await WorkerFactory.start(slots=8, cpus=find_cpus("auto"))
+        factory = await WorkerFactory.start(WorkerConfig(slots=8), cpus=find_cpus("auto"))
         settings = replace(settings, mandatory_hardening=factory.mandatory_hardening, **changes.pop("pool", {}))
         try:
             async with dispatching(factory.fork, pool=settings, connection=REAL, **changes) as kit:

@@ -19,6 +19,7 @@ from runnerd.dispatch.generations import Generations
 from runnerd.dispatch.outcome import Completed, GuestError, LimitExceeded, LimitKind, TrapKind, Trapped
 from runnerd.dispatch.request import ExecutionResult
 from runnerd.dispatch.workers import WorkerFactory
+from runnerd.worker.settings import WorkerConfig
 from tests.fakes.dispatch_kit import OTHER_TENANT, TENANT, Kit, eventually, make_request
 from tests.integration.daemon.conftest import RunningKit
 
@@ -42,6 +43,26 @@ async def test_hello__runs_and_is_recorded(real_dispatcher: RunningKit) -> None:
         assert kit.pool.state().hardening["seccomp"]
         with_body = await execute(kit, "hello", method="POST", body=os.urandom(MIB))
         assert isinstance(with_body.outcome, Completed)
+
+
+async def test_call_path__comes_from_the_record_and_is_counted(real_dispatcher: RunningKit) -> None:
+    async with real_dispatcher() as kit:
+        bridged = await execute(kit, "hello")
+        ordinary = await execute(kit, "hello-unbridged")
+        assert bridged.outcome == ordinary.outcome
+        assert kit.metric("calls_by_path_total", {"path": "bridge"}) == 1
+        assert kit.metric("calls_by_path_total", {"path": "ordinary"}) == 1
+        # One page of its own; measured where the bridge ran, estimated where not.
+        assert bridged.usage.peak_memory_bytes == 64 * 1024
+
+
+async def test_large_response__crosses_the_bridge_and_without_it_is_the_limit_of_that_path(real_dispatcher: RunningKit) -> None:
+    async with real_dispatcher() as kit:
+        bridged = await execute(kit, "big")
+        assert isinstance(bridged.outcome, Completed)
+        assert len(bridged.outcome.body or b"") == 3 * MIB
+        outcome = (await execute(kit, "big-unbridged")).outcome
+        assert outcome == LimitExceeded(limit=LimitKind.RESPONSE_SIZE, used=2 * MIB + 1, allowed=2 * MIB)
 
 
 async def test_endless_loop__is_cut_while_others_run(real_dispatcher: RunningKit) -> None:
@@ -157,7 +178,7 @@ async def test_new_generations_under_load__no_call_fails_and_nothing_of_the_old_
     made: list[WorkerFactory] = []
 
     async def make() -> WorkerFactory:
-        made.append(await WorkerFactory.start(slots=8, cpus=find_cpus("auto")))
+        made.append(await WorkerFactory.start(WorkerConfig(slots=8), cpus=find_cpus("auto")))
         return made[-1]
 
     async with real_dispatcher() as kit:
