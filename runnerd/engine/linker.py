@@ -68,7 +68,7 @@ def build_linker(engine: wasmtime.Engine, compiled: component.Component, *, brid
                     else:
                         _define(engine, instance, name, item, types)
             elif isinstance(item, component.ResourceType):
-                bindings.add_resource(root, name, types.of(name), drop_resource)
+                bindings.add_resource(root, name, types.declare(name, item, ours=False), drop_resource)
             elif not isinstance(item, component.ValType):
                 message = f"{name} is imported as a {type(item).__name__}"
                 raise UnlinkableError(message)
@@ -82,7 +82,8 @@ def _define(engine: wasmtime.Engine, instance: component.LinkerInstance, name: s
         if isinstance(item, component.FuncType):
             bindings.add_function(instance, function_name, _callback(interface, function_name, types))
         elif isinstance(item, component.ResourceType):
-            bindings.add_resource(instance, function_name, types.of(function_name), drop_resource)
+            number = types.declare(function_name, item, ours=interface in wasi.INTERFACES)
+            bindings.add_resource(instance, function_name, number, drop_resource)
         elif not isinstance(item, component.ValType):
             message = f"{name} exports {function_name} as a {type(item).__name__}"
             raise UnlinkableError(message)

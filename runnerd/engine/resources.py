@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from wasmtime import component
+
 from runnerd.engine import bindings, calls
 from runnerd.engine.component_values import GuestTypeError
 from runnerd.engine.outcomes import LimitExceeded, LimitKind
@@ -16,14 +18,35 @@ MAX_RESOURCES = 1_024
 
 
 class TypeIds:
-    """Numbers of the resource types of one linker. A type is known by its name: `pollable` is the same everywhere it is re-exported."""
+    """Numbers of the resource types of one linker.
+
+    What is one type in the component is one here, whatever its names: `fields`, `headers` and `trailers` of wasi:http are one, and so is
+    `pollable` wherever it is used again.
+    """
 
     def __init__(self) -> None:
-        self._ids: dict[str, int] = {}
+        self._declared: list[component.ResourceType] = []
+        self._named: dict[str, int] = {}
+
+    def declare(self, name: str, declared: component.ResourceType, *, ours: bool) -> int:
+        """Return the number of a type that a component imports.
+
+        Args:
+            name: in its interface.
+            declared: by the component.
+            ours: whether the interface is one of our WASI, whose functions look types up by name.
+        """
+        known = next((number for number, one in enumerate(self._declared, 1) if one == declared), None)
+        if known is None:
+            self._declared.append(declared)
+            known = len(self._declared)
+        if ours:
+            self._named.setdefault(name, known)
+        return known
 
     def of(self, name: str) -> int:
-        """Return the number of a type."""
-        return self._ids.setdefault(name, len(self._ids) + 1)
+        """Return the number of a type of our WASI; 0, which no type has, where the component does not import it."""
+        return self._named.get(name, 0)
 
 
 def new_resource(call: calls.Call, thing: object) -> int:

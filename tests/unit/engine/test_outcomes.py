@@ -169,6 +169,10 @@ def test_missing_handler__component_without_it__is_refused(kit: EngineKit) -> No
         LoadedComponent(kit.engine, compiled, memories=1, bridged=False)
 
 
+def test_resource__of_several_names__is_one_type(kit: EngineKit) -> None:
+    assert kit.run("resource_with_two_names").outcome.body == b"hello"
+
+
 def test_store__after_each_call__is_new(kit: EngineKit) -> None:
     # The first call leaves its memory grown to the cap; the second must start small again.
     first = kit.run("grow_memory").outcome
