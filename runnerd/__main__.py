@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 import structlog
 import uvloop
@@ -15,17 +17,21 @@ from registry.domain.errors import RefusalError
 from registry.key_sets import KeySetError
 from registry.logs import configure_logs
 from registry.provenance.domains import TrustConfigurationError
-from runnerd.app import package_version, run
+from runnerd.app import package_version, run, run_cell
 from runnerd.artifacts.keys import ArtifactKeyError
 from runnerd.assets.supervisor import AssetsStartError
-from runnerd.config import RunnerdSettings, SettingsError, load
+from runnerd.cells.supervisor import CellStartError, supervise
+from runnerd.config import Cell, RunnerdSettings, SettingsError, load
 from runnerd.dispatch.connection import NotHardenedError, UnusableWorkerError
+from runnerd.dispatch.cpus import find_cpus
 from runnerd.dispatch.memory import NotEnoughMemoryError
-from runnerd.worker import kernel
+from runnerd.worker import hardening, kernel
 
 EXIT_CANNOT_START = 1
 EXIT_BAD_SETTINGS = 2
 EXIT_NOT_HARDENED = 3
+CPUS_PER_CELL = 4
+"""One front feeds about three CPUs of guests, and needs most of one itself (N5)."""
 
 _log = structlog.get_logger("runnerd")
 
@@ -48,18 +54,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"runnerd: cannot become non-dumpable: {error}\n")
         return EXIT_NOT_HARDENED
     try:
-        settings = load()
+        settings = load(**({} if options.cells is None else {"cells": options.cells}))
     except SettingsError as error:
         sys.stderr.write(f"runnerd: {error}\n")
         return EXIT_BAD_SETTINGS
     if options.print_config:
         sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
         return 0
-    configure_logs("runnerd", level=settings.log_level)
+    if options.cell is not None:
+        hardening.die_with_parent(options.supervisor)
+        os.set_inheritable(options.control_fd, False)
+    configure_logs("runnerd" if options.cell is None else f"runnerd-{options.cell.index}", level=settings.log_level)
+    return _run(_work(settings, options))
+
+
+def _work(settings: RunnerdSettings, options: argparse.Namespace) -> Coroutine[Any, Any, None]:
+    """Choose what this process is: a cell, the supervisor of several, or the whole daemon."""
+    if options.cell is not None:
+        return run_cell(settings.share_of(options.cell, grpc_port=options.grpc_port), options.cell, options.control_fd)
     _announce(settings)
+    cells = settings.cells or max(1, find_cpus("off").usable // CPUS_PER_CELL)
+    return run(settings) if cells == 1 else supervise(settings, cells)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run(settings))
+            runner.run(work)
+    except CellStartError as error:
+        # The cell has said why.
+        _log.error("cannot_start", detail=str(error))
+        return error.status if error.status in {EXIT_CANNOT_START, EXIT_BAD_SETTINGS, EXIT_NOT_HARDENED} else EXIT_CANNOT_START
     except SettingsError as error:
         _log.error("bad_settings", detail=str(error))
         return EXIT_BAD_SETTINGS
@@ -99,8 +124,19 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--print-config", action="store_true", help="print the effective settings as JSON, without secrets, and exit")
+    parser.add_argument("--cells", type=int, help="fronts behind the one gRPC port, each with workers of its own (RUNNERD_CELLS)")
+    # What a supervisor says to its cells.
+    parser.add_argument("--cell", type=_cell, help=argparse.SUPPRESS)
+    parser.add_argument("--supervisor", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--grpc-port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--control-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"runnerd {package_version()}")
     return parser
+
+
+def _cell(text: str) -> Cell:
+    index, _, count = text.partition("/")
+    return Cell(index=int(index), count=int(count))
 
 
 if __name__ == "__main__":

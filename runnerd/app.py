@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final
 
 import structlog
 
@@ -31,7 +30,10 @@ from runnerd.artifacts.loader import ExtensionLoader, LoaderSettings
 from runnerd.artifacts.shared import Sharing, SharingSettings
 from runnerd.assets.supervisor import AssetsServer
 from runnerd.capabilities.broker import CapabilityBroker
-from runnerd.config import ArtifactsSettings, RunnerdSettings, host_of, port_of
+from runnerd.cells.commands import Commands, ignore_signals
+from runnerd.cells.exposition import families
+from runnerd.cells.link import Link, linked
+from runnerd.config import ArtifactsSettings, Cell, RunnerdSettings, host_of, port_of
 from runnerd.dispatch.admission import Admission, AdmissionLimits
 from runnerd.dispatch.breaker import CircuitBreaker
 from runnerd.dispatch.capacity import Capacity
@@ -77,53 +79,46 @@ async def run(settings: RunnerdSettings) -> None:
         RefusalError: the database does not answer at start.
         Exception: what the parts raise when they cannot start; nothing is left running.
     """
-    with _Signals() as signals:
-        try:
-            async with open_daemon(settings) as daemon:
-                signals.interrupts = None
+    commands = Commands()
+    with commands.from_signals():
+        await _serve(settings, commands, Cell(), None)
+
+
+async def run_cell(settings: RunnerdSettings, cell: Cell, control: int) -> None:
+    """Serve as one of several cells, until the supervisor says so.
+
+    Args:
+        settings: of this cell.
+        cell: which one.
+        control: descriptor of the channel to the supervisor.
+
+    Raises:
+        Exception: as `run`.
+    """
+    commands = Commands()
+    ignore_signals()
+    async with linked(control, commands) as link:
+        await _serve(settings, commands, cell, link)
+
+
+async def _serve(settings: RunnerdSettings, commands: Commands, cell: Cell, link: Link | None) -> None:
+    try:
+        async with open_daemon(settings, cell=cell, link=link) as daemon:
+            commands.starting = None
+            if link is None:
                 _log.info("serving", grpc_port=daemon.grpc_port, ops_port=daemon.ops_port, assets_port=daemon.assets_port)
-                renewing = asyncio.ensure_future(_renew_at(signals.hangup, daemon))
-                await signals.stops.get()
-                renewing.cancel()
-                await asyncio.wait({renewing})
-                _log.info("draining", seconds=settings.drain_seconds)
-                await _drain(daemon.rpc, settings.drain_seconds, signals.stops)
-        except asyncio.CancelledError:
-            if not signals.interrupted:
-                raise
-        _log.info("stopped")
-
-
-class _Signals:
-    """What the process is told from outside, while it is in use. Until it serves, the first signal to stop interrupts the start."""
-
-    def __init__(self) -> None:
-        self.stops: asyncio.Queue[int] = asyncio.Queue()
-        self.hangup = asyncio.Event()
-        self.interrupts: asyncio.Task[object] | None = asyncio.current_task()
-        """The task that a signal to stop cancels."""
-        self.interrupted = False
-
-    def __enter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self.hangup.set)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.remove_signal_handler(number)
-
-    def _stop(self, number: int) -> None:
-        if self.interrupts is None:
-            self.stops.put_nowait(number)
-            return
-        # Once only: what has started must be able to stop.
-        if not self.interrupted:
-            self.interrupted = True
-            self.interrupts.cancel()
+            else:
+                link.serving(grpc_port=daemon.grpc_port, assets_port=daemon.assets_port)
+            renewing = asyncio.ensure_future(_renew_at(commands.hangup, daemon))
+            await commands.stops.get()
+            renewing.cancel()
+            await asyncio.wait({renewing})
+            _log.info("draining", seconds=settings.drain_seconds)
+            await _drain(daemon.rpc, settings.drain_seconds, commands.stops)
+    except asyncio.CancelledError:
+        if not commands.interrupted:
+            raise
+    _log.info("stopped")
 
 
 async def _renew_at(hangup: asyncio.Event, daemon: Daemon) -> None:
@@ -134,9 +129,9 @@ async def _renew_at(hangup: asyncio.Event, daemon: Daemon) -> None:
         await daemon.generations.renew(daemon.pool)
 
 
-async def _drain(rpc: RpcServer, seconds: float, signals: asyncio.Queue[int]) -> None:
+async def _drain(rpc: RpcServer, seconds: float, stops: asyncio.Queue[None]) -> None:
     draining = asyncio.ensure_future(rpc.drain(seconds))
-    again = asyncio.ensure_future(signals.get())
+    again = asyncio.ensure_future(stops.get())
     await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
     if not draining.done():
         await rpc.drain(0)
@@ -145,18 +140,28 @@ async def _drain(rpc: RpcServer, seconds: float, signals: asyncio.Queue[int]) ->
 
 
 @asynccontextmanager
-async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
-    """Build and start every part; on leaving, stop them in reverse order. The ops listener starts first and stops last."""
+async def open_daemon(settings: RunnerdSettings, *, cell: Cell, link: Link | None = None) -> AsyncIterator[Daemon]:
+    """Build and start every part; on leaving, stop them in reverse order. The ops listener starts first and stops last.
+
+    Args:
+        settings: of this process.
+        cell: which part of a daemon it is.
+        link: to the supervisor, which then is the one that operators ask; without it this process listens itself.
+    """
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        ready = _Readiness()
-        ops = OpsServer(
-            OpsApp(render_metrics=lambda: ready.render(metrics), is_ready=ready.is_ready),
-            host=host_of(settings.ops.address),
-            port=port_of(settings.ops.address),
-        )
-        ops_port = await ops.start()
-        stack.push_async_callback(ops.aclose)
+        ready = _Readiness(metrics)
+        ops_port = 0
+        if link is None:
+            ops = OpsServer(
+                OpsApp(render_metrics=ready.render, is_ready=ready.ask),
+                host=host_of(settings.ops.address),
+                port=port_of(settings.ops.address),
+            )
+            ops_port = await ops.start()
+            stack.push_async_callback(ops.aclose)
+        else:
+            link.attach(is_ready=ready.is_ready, metrics=ready.families)
 
         database = await Database.connect(settings.read_database_url(), expected_role=DATABASE_ROLE, pool_size=settings.database.pool_size)
         stack.push_async_callback(database.aclose)
@@ -168,8 +173,8 @@ async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
         verifier = _verifier(settings, metrics)
         loader = _loader(settings, resolver=resolver, verifier=verifier, metrics=metrics)
         stack.push_async_callback(loader.aclose)
-        capacity = Capacity.find(settings)
-        generations = await Generations.start(lambda: _factory(settings), metrics)
+        capacity = Capacity.find(settings, cell)
+        generations = await Generations.start(lambda: _factory(settings, cell), metrics)
         stack.push_async_callback(generations.aclose)
         breaker = CircuitBreaker(metrics)
         desk = HostCallDesk(CapabilityBroker(storage=StorageService(database)), metrics)
@@ -192,9 +197,10 @@ async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
                 queue_seconds=settings.admission.queue_seconds,
             ),
         )
-        describe = _Description(settings, pool, capacity, verifier)
+        describe = _Description(settings, cell, pool=pool, breaker=breaker, capacity=capacity, verifier=verifier)
         metrics.engine(engine_version(), engine_fingerprint(_profile(settings)))
-        rpc = _rpc(settings, RunnerServicer(executor=executor, warm=loader.warm, describe=describe, budget=_budget(settings)), metrics)
+        servicer = RunnerServicer(executor=executor, warm=loader.warm, describe=describe, budget=_budget(settings))
+        rpc = _rpc(settings, cell, servicer, metrics)
 
         assets = await _assets(settings, resolver, loader)
         if assets is not None:
@@ -218,9 +224,10 @@ async def open_daemon(settings: RunnerdSettings) -> AsyncIterator[Daemon]:
 
 
 class _Readiness:
-    """What the ops listener asks; knows nothing until the daemon is up."""
+    """What operators ask; knows nothing until the daemon is up."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._pool: WorkerPool | None = None
         self._admission: Admission | None = None
         self._rpc: RpcServer | None = None
@@ -233,18 +240,41 @@ class _Readiness:
         """Serving, and a worker is alive."""
         return self._rpc is not None and self._rpc.health.is_serving and self._pool is not None and bool(self._pool.workers)
 
-    def render(self, metrics: Metrics) -> bytes:
-        """Return the metrics, with the gauges as of now."""
+    async def ask(self) -> bool:
+        """As `is_ready`, for the listener."""
+        return self.is_ready()
+
+    async def render(self) -> bytes:
+        """Return the metrics as a page, with the gauges as of now."""
+        self._look()
+        return self._metrics.render()
+
+    def families(self) -> list[Any]:
+        """Return the metrics for the supervisor, with the gauges as of now."""
+        self._look()
+        return families(self._metrics.registry)
+
+    def _look(self) -> None:
         if self._pool is not None and self._admission is not None:
             state = self._pool.state()
-            metrics.pool(workers=state.workers, slots=state.slots, in_use=state.in_use, waiting=self._admission.waiting)
-        return metrics.render()
+            self._metrics.pool(workers=state.workers, slots=state.slots, in_use=state.in_use, waiting=self._admission.waiting)
 
 
 class _Description:
     """Answers GetRunnerInfo."""
 
-    def __init__(self, settings: RunnerdSettings, pool: WorkerPool, capacity: Capacity, verifier: BundleVerifier) -> None:
+    def __init__(  # noqa: PLR0913 - everything that it describes
+        self,
+        settings: RunnerdSettings,
+        cell: Cell,
+        *,
+        pool: WorkerPool,
+        breaker: CircuitBreaker,
+        capacity: Capacity,
+        verifier: BundleVerifier,
+    ) -> None:
+        self._cell = cell
+        self._breaker = breaker
         self._ceiling = settings.limits.effective_ceiling
         self._fingerprint = engine_fingerprint(_profile(settings))
         self._workers_max = capacity.ceiling
@@ -268,6 +298,10 @@ class _Description:
             hardening=tuple(_hardening(name, applied) for name, applied in steps),
             trust_domain=self._trust_domain,
             trust_domain_production=self._production,
+            cell=self._cell.index,
+            cells=self._cell.count,
+            generation=self._pool.generation,
+            circuits_open=self._breaker.open,
         )
 
 
@@ -330,7 +364,7 @@ def _records(artifacts: ArtifactsSettings, signer: ArtifactSigner) -> ArtifactVe
     return ArtifactVerifier(signer.public_key(), *(read_public_key(file) for file in files))
 
 
-async def _factory(settings: RunnerdSettings) -> WorkerFactory:
+async def _factory(settings: RunnerdSettings, cell: Cell) -> WorkerFactory:
     """Start what makes one generation's workers, on the CPUs that are ours by now."""
     profile = _profile(settings)
     config = WorkerConfig(
@@ -340,7 +374,7 @@ async def _factory(settings: RunnerdSettings) -> WorkerFactory:
         memory_bytes=settings.limits.effective_defaults.memory_bytes,
         require_hardening=settings.require_hardening,
     )
-    return await WorkerFactory.start(config, cpus=find_cpus(settings.workers.pin))
+    return await WorkerFactory.start(config, cpus=find_cpus(settings.workers.pin).part(cell.index, cell.count))
 
 
 def _profile(settings: RunnerdSettings) -> EngineProfile:
@@ -395,7 +429,7 @@ def _budget(settings: RunnerdSettings) -> IntakeBudget:
     return IntakeBudget(settings.grpc.request_bytes_in_flight)
 
 
-def _rpc(settings: RunnerdSettings, servicer: RunnerServicer, metrics: Metrics) -> RpcServer:
+def _rpc(settings: RunnerdSettings, cell: Cell, servicer: RunnerServicer, metrics: Metrics) -> RpcServer:
     grpc, ceiling = settings.grpc, settings.limits.effective_ceiling
     strict = settings.is_production
     services = TokenVerifier(
@@ -418,6 +452,7 @@ def _rpc(settings: RunnerdSettings, servicer: RunnerServicer, metrics: Metrics) 
         tls_key=grpc.tls_key_file,
         reflection=grpc.reflection,
         max_concurrent_rpcs=grpc.max_concurrent_rpcs,
+        share_port=not cell.is_alone,
         claims=claims,
     )
     return RpcServer(options, servicer=servicer, services=services, users=users, metrics=metrics)

@@ -7,7 +7,7 @@ read or anything listens: an embedded database, plaintext gRPC away from loopbac
 from __future__ import annotations
 
 import os
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -21,6 +21,8 @@ from registry.domain.limits import MIB, OPERATOR_CEILING, OPERATOR_DEFAULTS, Exe
 from registry.tokens import GATEWAY_AUDIENCE, RUNNER_AUDIENCE
 
 PREFIX: Final = "RUNNERD_"
+LEAST_REQUEST_BYTES_IN_FLIGHT: Final = 33 * MIB
+"""One request at the ceiling must fit."""
 _ISSUER = Annotated[str, Field(min_length=1, max_length=255)]
 
 
@@ -61,7 +63,7 @@ class GrpcSettings(_Section):
     tls_key_file: Path | None = None
     reflection: bool = False
     max_concurrent_rpcs: Annotated[int, Field(ge=1, le=65_536)] = 2_048
-    request_bytes_in_flight: Annotated[int, Field(ge=33 * MIB, le=65_536 * MIB)] = 256 * MIB
+    request_bytes_in_flight: Annotated[int, Field(ge=LEAST_REQUEST_BYTES_IN_FLIGHT, le=65_536 * MIB)] = 256 * MIB
     """All requests in the daemon together."""
 
 
@@ -171,6 +173,19 @@ class AdmissionSettings(_Section):
     queue_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """Which part of a daemon a process is."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no other, and so no supervisor."""
+        return self.count == 1
+
+
 class LimitOverrides(_Section):
     """Limits of one execution that differ from the product's; see `registry.domain.limits.ExecutionLimits` for the units."""
 
@@ -233,6 +248,8 @@ class RunnerdSettings(BaseSettings):
     """Compose the bridge around extensions. Off, bodies cost a hundred times as much and end at 2 MiB; for an advisory in what it uses."""
     drain_seconds: Annotated[float, Field(ge=0, le=600)] = 30.0
     """How long running calls may take to end after SIGTERM."""
+    cells: Annotated[int, Field(ge=0, le=256)] = 0
+    """Fronts with workers of their own behind the one gRPC port; 0 = one for each four CPUs, at least one."""
     public_base: str | None = Field(None, max_length=255, validation_alias=AliasChoices("RUNNERD_PUBLIC_BASE", "RUNNER_PUBLIC_BASE"))
     """Where browsers reach the interface files, for example "https://ext.example.com"; written to the log at start."""
     trust_domains_file: Path
@@ -257,6 +274,31 @@ class RunnerdSettings(BaseSettings):
     def is_production(self) -> bool:
         """Whether what is meant for development is refused."""
         return self.environment is Environment.PRODUCTION
+
+    def share_of(self, cell: Cell, *, grpc_port: int) -> RunnerdSettings:
+        """Return the settings of one cell: its share of what the operator allows the whole daemon, on the port that all share.
+
+        What bounds one tenant or install stays as it is: a client's connection ends in one cell.
+        """
+        if cell.is_alone:
+            return self
+        count = cell.count
+        host = self.grpc.address.rpartition(":")[0]
+        grpc = {
+            "address": f"{host}:{grpc_port}",
+            "max_concurrent_rpcs": _share(self.grpc.max_concurrent_rpcs, count),
+            "request_bytes_in_flight": max(LEAST_REQUEST_BYTES_IN_FLIGHT, self.grpc.request_bytes_in_flight // count),
+        }
+        workers = {name: _share(getattr(self.workers, name), count) for name in ("floor", "ceiling", "memory_bytes")}
+        parts = {
+            "grpc": self.grpc.model_copy(update=grpc),
+            "workers": self.workers.model_copy(update=workers),
+            "assets": self.assets.model_copy(update={"enabled": self.assets.enabled and cell.index == 0}),
+            "database": self.database.model_copy(update={"pool_size": max(2, self.database.pool_size // count)}),
+            "artifacts": self.artifacts.model_copy(update={"loaded_bytes": _share(self.artifacts.loaded_bytes, count)}),
+            "admission": self.admission.model_copy(update={"waiting": _share(self.admission.waiting, count)}),
+        }
+        return self.model_copy(update=parts)
 
     @property
     def object_store_folder(self) -> Path:
@@ -318,6 +360,11 @@ class RunnerdSettings(BaseSettings):
         except ValueError as error:
             raise SettingsError(str(error)) from error
         return url
+
+
+def _share(total: int, count: int) -> int:
+    """Return a cell's share, rounded up; what is off (0) stays off."""
+    return -(-total // count)
 
 
 def load(**overrides: Any) -> RunnerdSettings:

@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from runnerd.config import RunnerdSettings
+from runnerd.config import Cell, RunnerdSettings
 from runnerd.dispatch.cpus import Cpus, find_cpus
 from runnerd.dispatch.memory import MIB, MemoryLimits, find_memory, share_out, workers_that_fit
 
@@ -29,16 +29,16 @@ class Capacity:
     memory: MemoryLimits
 
     @classmethod
-    def find(cls, settings: RunnerdSettings) -> Capacity:
-        """Look at the machine and at the settings.
+    def find(cls, settings: RunnerdSettings, cell: Cell) -> Capacity:
+        """Look at the machine and at the settings, which are the cell's own.
 
         Raises:
             NotEnoughMemoryError: not even one worker fits.
         """
         workers, call_bytes = settings.workers, settings.limits.effective_defaults.memory_bytes
-        cpus = find_cpus(workers.pin)
+        cpus = find_cpus(workers.pin).part(cell.index, cell.count)
         memory = share_out(
-            workers.memory_bytes or find_memory(),
+            workers.memory_bytes or find_memory() // cell.count,
             loaded_bytes=settings.artifacts.loaded_bytes,
             call_bytes=call_bytes,
             slots=workers.slots,

@@ -28,6 +28,13 @@ class Cpus:
     pin_to: tuple[int, ...]
     """CPUs to pin workers to, in turn; empty where they are not pinned."""
 
+    def part(self, index: int, count: int) -> Cpus:
+        """Return the share of one of `count` cells: neighbours stay together, and nobody is left without."""
+        pins = self.pin_to
+        own = pins[len(pins) * index // count : len(pins) * (index + 1) // count]
+        usable = self.usable * (index + 1) // count - self.usable * index // count
+        return Cpus(usable=max(1, usable), pin_to=own or pins)
+
 
 def find_cpus(pinning: Pinning, *, cgroup_root: Path = cgroups.MOUNTED_AT) -> Cpus:
     """Look at affinity and quota."""

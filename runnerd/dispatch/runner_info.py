@@ -31,3 +31,9 @@ class RunnerInfo:
     hardening: tuple[HardeningState, ...]
     trust_domain: str
     trust_domain_production: bool
+    cell: int
+    """Which cell answers; the figures are its own."""
+    cells: int
+    generation: int
+    """Of the workers."""
+    circuits_open: int

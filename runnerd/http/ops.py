@@ -31,7 +31,7 @@ class OpsApp:
         is_ready: tells whether the daemon takes calls.
     """
 
-    def __init__(self, *, render_metrics: Callable[[], bytes], is_ready: Callable[[], bool]) -> None:
+    def __init__(self, *, render_metrics: Callable[[], Awaitable[bytes]], is_ready: Callable[[], Awaitable[bool]]) -> None:
         self._render_metrics = render_metrics
         self._is_ready = is_ready
 
@@ -44,11 +44,11 @@ class OpsApp:
             return
         match scope["path"]:
             case "/metrics":
-                await _answer(send, 200, self._render_metrics(), scope, content_type=_METRICS)
+                await _answer(send, 200, await self._render_metrics(), scope, content_type=_METRICS)
             case "/healthz":
                 await _answer(send, 200, b"live\n", scope)
             case "/readyz":
-                ready = self._is_ready()
+                ready = await self._is_ready()
                 await _answer(send, 200 if ready else 503, b"ready\n" if ready else b"not ready\n", scope)
             case _:
                 await _answer(send, 404, b"not found\n", scope)

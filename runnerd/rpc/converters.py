@@ -136,6 +136,10 @@ def from_runner_info(info: RunnerInfo) -> runner_service_pb2.GetRunnerInfoRespon
         version=info.version,
         trust_domain=info.trust_domain,
         trust_domain_production=info.trust_domain_production,
+        cell=info.cell,
+        cells=info.cells,
+        worker_generation=info.generation,
+        circuits_open=info.circuits_open,
     )
 
 

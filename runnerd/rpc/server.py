@@ -37,6 +37,8 @@ class RpcOptions:
     tls_key: Path | None = None
     reflection: bool = False
     max_concurrent_rpcs: int = 2048
+    share_port: bool = False
+    """Several cells of one user listen on it."""
     connection_age_seconds: int = 300
     claims: ClaimNames = field(default_factory=ClaimNames)
     """Names of the claims in users' tokens."""
@@ -122,7 +124,7 @@ def _channel_options(options: RpcOptions) -> Sequence[tuple[str, Any]]:
         ("grpc.http2.max_ping_strikes", 4),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(options.share_port)),
         # SECURITY: what a stream may send before anybody reads it. Left to itself, gRPC lets the window grow to megabytes on a fast
         # link, for callers without a credential too.
         ("grpc.http2.bdp_probe", 0),

@@ -113,7 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def serve(control: socket.socket) -> int:
     """Be a zygote until the daemon closes `control` or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A service manager may send its signals to every process of the group; workers end when the daemon has let their calls end.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     hardening.die_with_parent()
     if os.getppid() == 1:
         # The daemon died before the line above could be heard. (As process 1 of a container it has not: then end of file says so.)

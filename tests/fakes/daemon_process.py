@@ -61,6 +61,8 @@ class Machine:
             "RUNNERD_SERVICES__ISSUER": ISSUER,
             "RUNNERD_USERS__JWKS_FILE": str(keys / "users.jwks.json"),
             "RUNNERD_USERS__ISSUER": ISSUER,
+            # Whatever machine this runs on.
+            "RUNNERD_CELLS": "1",
             "RUNNERD_WORKERS__FLOOR": "1",
             "RUNNERD_WORKERS__CEILING": "4",
             **changes,

@@ -64,6 +64,10 @@ def describe() -> RunnerInfo:
         hardening=(HardeningState(name="seccomp", applied=True, mandatory=True),),
         trust_domain="development",
         trust_domain_production=False,
+        cell=1,
+        cells=2,
+        generation=3,
+        circuits_open=4,
     )
 
 

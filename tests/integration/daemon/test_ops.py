@@ -23,7 +23,14 @@ def get(path: str, method: str = "GET") -> bytes:
 
 async def test_ops_endpoints__answer_and_nothing_else() -> None:
     ready = False
-    server = OpsServer(OpsApp(render_metrics=lambda: b"extrunner_x 1\n", is_ready=lambda: ready), host="127.0.0.1", port=0)
+
+    async def render_metrics() -> bytes:
+        return b"extrunner_x 1\n"
+
+    async def is_ready() -> bool:
+        return ready
+
+    server = OpsServer(OpsApp(render_metrics=render_metrics, is_ready=is_ready), host="127.0.0.1", port=0)
     port = await server.start()
     try:
         assert (await fetch(port, get("/healthz")))[0] == 200

@@ -26,15 +26,15 @@ from extrunner.runner.v1 import execution_pb2 as extrunner_dot_runner_dot_v1_dot
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(extrunner/runner/v1/runner_service.proto\x12\x13\x65xtrunner.runner.v1\x1a#extrunner/runner/v1/execution.proto\x1a\x1egoogle/protobuf/duration.proto\"#\n\x0bWarmRequest\x12\x14\n\x0c\x63ontent_hash\x18\x01 \x01(\t\"r\n\x0cWarmResponse\x12-\n\x05state\x18\x01 \x01(\x0e\x32\x1e.extrunner.runner.v1.WarmState\x12\x33\n\x10\x63ompile_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x16\n\x14GetRunnerInfoRequest\"A\n\rHardeningStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61pplied\x18\x02 \x01(\x08\x12\x11\n\tmandatory\x18\x03 \x01(\x08\"\x92\x03\n\x15GetRunnerInfoResponse\x12\x16\n\x0e\x65ngine_version\x18\x01 \x01(\t\x12\x1a\n\x12\x65ngine_fingerprint\x18\x02 \x01(\t\x12\x0f\n\x07workers\x18\x03 \x01(\r\x12\r\n\x05slots\x18\x04 \x01(\r\x12\x13\n\x0bworkers_max\x18\x05 \x01(\r\x12\x34\n\x11wall_time_ceiling\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14memory_bytes_ceiling\x18\x07 \x01(\x04\x12\x1d\n\x15request_bytes_ceiling\x18\x08 \x01(\x04\x12\x1e\n\x16response_bytes_ceiling\x18\t \x01(\x04\x12\x35\n\thardening\x18\n \x03(\x0b\x32\".extrunner.runner.v1.HardeningStep\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x14\n\x0ctrust_domain\x18\x0c \x01(\t\x12\x1f\n\x17trust_domain_production\x18\r \x01(\x08*o\n\tWarmState\x12\x1a\n\x16WARM_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11WARM_STATE_CACHED\x10\x01\x12\x17\n\x13WARM_STATE_COMPILED\x10\x02\x12\x16\n\x12WARM_STATE_UI_ONLY\x10\x03\x32\x9a\x02\n\rRunnerService\x12T\n\x07\x45xecute\x12#.extrunner.runner.v1.ExecuteRequest\x1a$.extrunner.runner.v1.ExecuteResponse\x12K\n\x04Warm\x12 .extrunner.runner.v1.WarmRequest\x1a!.extrunner.runner.v1.WarmResponse\x12\x66\n\rGetRunnerInfo\x12).extrunner.runner.v1.GetRunnerInfoRequest\x1a*.extrunner.runner.v1.GetRunnerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(extrunner/runner/v1/runner_service.proto\x12\x13\x65xtrunner.runner.v1\x1a#extrunner/runner/v1/execution.proto\x1a\x1egoogle/protobuf/duration.proto\"#\n\x0bWarmRequest\x12\x14\n\x0c\x63ontent_hash\x18\x01 \x01(\t\"r\n\x0cWarmResponse\x12-\n\x05state\x18\x01 \x01(\x0e\x32\x1e.extrunner.runner.v1.WarmState\x12\x33\n\x10\x63ompile_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x16\n\x14GetRunnerInfoRequest\"A\n\rHardeningStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61pplied\x18\x02 \x01(\x08\x12\x11\n\tmandatory\x18\x03 \x01(\x08\"\xe1\x03\n\x15GetRunnerInfoResponse\x12\x16\n\x0e\x65ngine_version\x18\x01 \x01(\t\x12\x1a\n\x12\x65ngine_fingerprint\x18\x02 \x01(\t\x12\x0f\n\x07workers\x18\x03 \x01(\r\x12\r\n\x05slots\x18\x04 \x01(\r\x12\x13\n\x0bworkers_max\x18\x05 \x01(\r\x12\x34\n\x11wall_time_ceiling\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14memory_bytes_ceiling\x18\x07 \x01(\x04\x12\x1d\n\x15request_bytes_ceiling\x18\x08 \x01(\x04\x12\x1e\n\x16response_bytes_ceiling\x18\t \x01(\x04\x12\x35\n\thardening\x18\n \x03(\x0b\x32\".extrunner.runner.v1.HardeningStep\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x14\n\x0ctrust_domain\x18\x0c \x01(\t\x12\x1f\n\x17trust_domain_production\x18\r \x01(\x08\x12\x0c\n\x04\x63\x65ll\x18\x0e \x01(\r\x12\r\n\x05\x63\x65lls\x18\x0f \x01(\r\x12\x19\n\x11worker_generation\x18\x10 \x01(\r\x12\x15\n\rcircuits_open\x18\x11 \x01(\r*o\n\tWarmState\x12\x1a\n\x16WARM_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11WARM_STATE_CACHED\x10\x01\x12\x17\n\x13WARM_STATE_COMPILED\x10\x02\x12\x16\n\x12WARM_STATE_UI_ONLY\x10\x03\x32\x9a\x02\n\rRunnerService\x12T\n\x07\x45xecute\x12#.extrunner.runner.v1.ExecuteRequest\x1a$.extrunner.runner.v1.ExecuteResponse\x12K\n\x04Warm\x12 .extrunner.runner.v1.WarmRequest\x1a!.extrunner.runner.v1.WarmResponse\x12\x66\n\rGetRunnerInfo\x12).extrunner.runner.v1.GetRunnerInfoRequest\x1a*.extrunner.runner.v1.GetRunnerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'extrunner.runner.v1.runner_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WARMSTATE']._serialized_start=783
-  _globals['_WARMSTATE']._serialized_end=894
+  _globals['_WARMSTATE']._serialized_start=862
+  _globals['_WARMSTATE']._serialized_end=973
   _globals['_WARMREQUEST']._serialized_start=134
   _globals['_WARMREQUEST']._serialized_end=169
   _globals['_WARMRESPONSE']._serialized_start=171
@@ -44,7 +44,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HARDENINGSTEP']._serialized_start=311
   _globals['_HARDENINGSTEP']._serialized_end=376
   _globals['_GETRUNNERINFORESPONSE']._serialized_start=379
-  _globals['_GETRUNNERINFORESPONSE']._serialized_end=781
-  _globals['_RUNNERSERVICE']._serialized_start=897
-  _globals['_RUNNERSERVICE']._serialized_end=1179
+  _globals['_GETRUNNERINFORESPONSE']._serialized_end=860
+  _globals['_RUNNERSERVICE']._serialized_start=976
+  _globals['_RUNNERSERVICE']._serialized_end=1258
 # @@protoc_insertion_point(module_scope)

@@ -166,6 +166,10 @@ class GetRunnerInfoResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     TRUST_DOMAIN_FIELD_NUMBER: _builtins.int
     TRUST_DOMAIN_PRODUCTION_FIELD_NUMBER: _builtins.int
+    CELL_FIELD_NUMBER: _builtins.int
+    CELLS_FIELD_NUMBER: _builtins.int
+    WORKER_GENERATION_FIELD_NUMBER: _builtins.int
+    CIRCUITS_OPEN_FIELD_NUMBER: _builtins.int
     engine_version: _builtins.str
     """Version of wasmtime."""
     engine_fingerprint: _builtins.str
@@ -188,6 +192,14 @@ class GetRunnerInfoResponse(_message.Message):
     """Name of the trust domain and whether it is production."""
     trust_domain_production: _builtins.bool
     """True where bundles of this daemon's trust domain may run in production."""
+    cell: _builtins.int
+    """Which cell of the daemon answers. Every other figure here is that cell's own."""
+    cells: _builtins.int
+    """Cells of the daemon."""
+    worker_generation: _builtins.int
+    """Generation of the workers: how often they were renewed since the cell started."""
+    circuits_open: _builtins.int
+    """Versions that are paused for a tenant because they kept ending their workers."""
     @_builtins.property
     def wall_time_ceiling(self) -> _duration_pb2.Duration:
         """Wall-time ceiling of the operator."""
@@ -212,10 +224,14 @@ class GetRunnerInfoResponse(_message.Message):
         version: _builtins.str = ...,
         trust_domain: _builtins.str = ...,
         trust_domain_production: _builtins.bool = ...,
+        cell: _builtins.int = ...,
+        cells: _builtins.int = ...,
+        worker_generation: _builtins.int = ...,
+        circuits_open: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["wall_time_ceiling", b"wall_time_ceiling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_fingerprint", b"engine_fingerprint", "engine_version", b"engine_version", "hardening", b"hardening", "memory_bytes_ceiling", b"memory_bytes_ceiling", "request_bytes_ceiling", b"request_bytes_ceiling", "response_bytes_ceiling", b"response_bytes_ceiling", "slots", b"slots", "trust_domain", b"trust_domain", "trust_domain_production", b"trust_domain_production", "version", b"version", "wall_time_ceiling", b"wall_time_ceiling", "workers", b"workers", "workers_max", b"workers_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell", b"cell", "cells", b"cells", "circuits_open", b"circuits_open", "engine_fingerprint", b"engine_fingerprint", "engine_version", b"engine_version", "hardening", b"hardening", "memory_bytes_ceiling", b"memory_bytes_ceiling", "request_bytes_ceiling", b"request_bytes_ceiling", "response_bytes_ceiling", b"response_bytes_ceiling", "slots", b"slots", "trust_domain", b"trust_domain", "trust_domain_production", b"trust_domain_production", "version", b"version", "wall_time_ceiling", b"wall_time_ceiling", "worker_generation", b"worker_generation", "workers", b"workers", "workers_max", b"workers_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
