@@ -54,7 +54,7 @@ from runnerd.telemetry.metrics import Metrics
 from runnerd.worker.settings import WorkerConfig
 
 DATABASE_ROLE: Final = "ext_runner"
-RUNNING_PER_CPU: Final = 4
+RUNNING_PER_CPU: Final = 2
 
 _log = structlog.get_logger(__name__)
 

@@ -167,7 +167,7 @@ class AdmissionSettings(_Section):
     waiting: Annotated[int, Field(ge=0, le=100_000)] = 512
     waiting_per_tenant: Annotated[int, Field(ge=0, le=10_000)] = 64
     running: Annotated[int, Field(ge=0, le=10_000)] = 0
-    """Calls that compute at once before tenants are held to their fair share of them; 0 = four for each CPU."""
+    """Calls that compute at once before tenants are held to their fair share of them; 0 = two for each CPU."""
     weights: Annotated[dict[str, Annotated[float, Field(ge=0.01, le=100)]], Field(max_length=10_000)] = {}
     """Tenant → weight of its share, as JSON; 1 for those that are not in it."""
     queue_seconds: Annotated[float, Field(gt=0, le=60)] = 5.0

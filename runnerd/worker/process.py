@@ -19,6 +19,7 @@ from runnerd.worker import hardening
 from runnerd.worker.frames import PROTOCOL_VERSION, FrameReader, FrameWriter
 from runnerd.worker.hardening import HardeningError, HardeningReport
 from runnerd.worker.loop import Worker
+from runnerd.worker.priority import stand_back
 from runnerd.worker.settings import EXIT_HARDENING, WorkerConfig
 from runnerd.worker.slots import STACK_BYTES
 
@@ -28,7 +29,7 @@ EXIT_FAILED = 72
 def run_worker(connection: socket.socket, config: WorkerConfig, *, parent: int, build: str, inherited: HardeningReport) -> NoReturn:
     """Become a worker and never return.
 
-    1. die with the parent, and first where memory runs out; 2. go to the processor; 3. give up privileges and descriptors; 4. build the
+    1. die with the parent, and first where memory runs out; 2. go to the processor, behind the daemon; 3. give up privileges and descriptors; 4. build the
     engine, which needs to read the machine; 5. close down; 6. serve.
 
     Args:
@@ -53,6 +54,7 @@ def _run(connection: socket.socket, config: WorkerConfig, build: str, inherited:
     if config.cpu is not None:  # (2)
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, {config.cpu})
+    stand_back()
     profile = replace(hardening.WORKER, keep_descriptors=frozenset({connection.fileno()}), user=config.user, data_bytes=config.data_bytes)
     report = inherited.joined(hardening.give_up_privileges(profile))  # (3)
     engine_profile = EngineProfile(fuel=config.fuel, bridge=config.bridge)

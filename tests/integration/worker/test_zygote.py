@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from runnerd.dispatch.zygote import ForkedWorker, Zygote, ZygoteError
+from runnerd.worker.priority import NICENESS
 from runnerd.worker.settings import EXIT_HARDENING, WorkerConfig
 from tests.fakes.worker_driver import WorkerDriver, status_of
 
@@ -155,6 +156,7 @@ async def test_daemon_killed__zygote_and_workers_die() -> None:
     daemon = """
 import asyncio
 from runnerd.dispatch.zygote import Zygote
+from runnerd.worker.priority import NICENESS
 from runnerd.worker.settings import EXIT_HARDENING, WorkerConfig
 async def main():
     zygote = await Zygote.start()
@@ -224,3 +226,26 @@ async def test_ordinary_user__workers_are_hardened_and_work(tmp_path: Path) -> N
     assert "CapEff:\t0000000000000000" in status
     assert "NoNewPrivs:\t1" in status
     assert "Seccomp:\t2" in status
+
+
+async def test_worker__is_weighed_as_one_and_stands_behind_the_daemon(zygote: Zygote) -> None:
+    async with (
+        WorkerDriver(await zygote.fork_worker(WorkerConfig())) as one,
+        WorkerDriver(await zygote.fork_worker(WorkerConfig())) as two,
+    ):
+        # Threads of slots are made when they are needed; whatever is made later stands where its process does.
+        loops = [await one.begin("spin_forever", wall_time_us=500_000) for _ in range(4)]
+        assert (await one.call("hello")).body == b"hello"
+        daemon = os.getpriority(os.PRIO_PROCESS, 0)
+        threads = [int(task.name) for task in Path(f"/proc/{one.process.pid}/task").iterdir()]
+        assert len(threads) > 4
+        assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {min(19, daemon + NICENESS)}
+        for worker in (one, two):
+            assert os.getsid(worker.process.pid) == worker.process.pid
+        groups = [Path(f"/proc/{worker.process.pid}/autogroup") for worker in (one, two)]
+        if all(group.exists() for group in groups):
+            said = [group.read_text(encoding="ascii").split() for group in groups]
+            assert [nice for _, _, nice in said] == [str(NICENESS)] * 2
+            assert said[0][0] != said[1][0]
+        for loop in loops:
+            assert (await one.end_of(loop)).limit == "wall_time"
