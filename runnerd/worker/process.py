@@ -29,8 +29,8 @@ EXIT_FAILED = 72
 def run_worker(connection: socket.socket, config: WorkerConfig, *, parent: int, build: str, inherited: HardeningReport) -> NoReturn:
     """Become a worker and never return.
 
-    1. die with the parent, and first where memory runs out; 2. go to the processor, behind the daemon; 3. give up privileges and descriptors; 4. build the
-    engine, which needs to read the machine; 5. close down; 6. serve.
+    1. die with the parent, and first where memory runs out; 2. go to the processor, behind the daemon; 3. give up privileges and
+    descriptors; 4. build the engine, which needs to read the machine; 5. close down; 6. serve.
 
     Args:
         connection: the worker's end of its socketpair; the only descriptor it keeps.

@@ -237,7 +237,7 @@ async def test_worker__is_weighed_as_one_and_stands_behind_the_daemon(zygote: Zy
         loops = [await one.begin("spin_forever", wall_time_us=500_000) for _ in range(4)]
         assert (await one.call("hello")).body == b"hello"
         daemon = os.getpriority(os.PRIO_PROCESS, 0)
-        threads = [int(task.name) for task in Path(f"/proc/{one.process.pid}/task").iterdir()]
+        threads = [int(name) for name in os.listdir(f"/proc/{one.process.pid}/task")]
         assert len(threads) > 4
         assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {min(19, daemon + NICENESS)}
         for worker in (one, two):
