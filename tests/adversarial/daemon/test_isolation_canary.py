@@ -30,6 +30,7 @@ from runnerd.dispatch.outcome import Completed, GuestError, LimitExceeded, Trapp
 from runnerd.dispatch.pool import Isolation, PoolSettings
 from runnerd.dispatch.workers import WorkerFactory
 from runnerd.engine.profile import engine_fingerprint
+from runnerd.worker.settings import WorkerConfig
 from tests.fakes import guests
 from tests.fakes.dispatch_kit import CONNECTION, Kit, dispatching, eventually, make_extension, make_install, make_request
 
@@ -60,7 +61,7 @@ def owners_in(thing: object) -> set[str]:
 async def canaries(*, isolation: Isolation = Isolation.TENANT) -> AsyncIterator[Kit]:
     compiled = guests.compiled("canary")
     extension = make_extension(compiled.artifact, memories=compiled.memories, bridged=compiled.bridged)
-    factory = await WorkerFactory.start(slots=8, cpus=find_cpus("auto"))
+    factory = await WorkerFactory.start(WorkerConfig(slots=8), cpus=find_cpus("auto"))
     settings = PoolSettings(floor=2, ceiling=6, slots=8, spread=2, isolation=isolation, mandatory_hardening=factory.mandatory_hardening)
     try:
         async with dispatching(factory.fork, pool=settings, connection=REAL, tenants=TENANTS, queue_seconds=20.0) as kit:
