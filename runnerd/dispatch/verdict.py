@@ -127,7 +127,8 @@ def _allowed(limit: LimitKind, limits: ExecutionLimits, claimed: int) -> int:
         # Without the bridge less can be carried, and the worker says so; more never.
         LimitKind.RESPONSE_SIZE: min(claimed, limits.response_bytes),
         LimitKind.HOST_CALLS: limits.host_calls,
-        LimitKind.HEADERS: MAX_HEADERS,
+        # One limit of two units: their number, or their bytes.
+        LimitKind.HEADERS: MAX_HEADER_BYTES if claimed == MAX_HEADER_BYTES else MAX_HEADERS,
     }
     return own.get(limit, claimed)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from runnerd.engine.compilation import CompileRejectedError, compile_component
 from runnerd.engine.profile import EngineProfile
 from runnerd.engine.resources import MAX_RESOURCES
 from tests.fakes import guests
-from tests.fakes.worker_driver import ALWAYS, MIB, Ended, WorkerDriver
+from tests.fakes.worker_driver import ALWAYS, MIB, Ended, WorkerDriver, status_of
 
 PAGE = 64 * 1024
 WALL_MS = 150
@@ -173,6 +174,33 @@ async def test_overlapping_headers__of_200_mebibytes__end_with_bounded_memory(wo
     assert ended.done.limit.used >= ended.done.limit.allowed > 0
     assert (await worker.call("hello")).body == b"hello"
     assert ended.done.peak_memory_bytes <= 64 * MIB
+
+
+TRAPPING = ("unreachable", "out_of_bounds", "exit", "memory_bomb", "many_pollables", "invalid_utf8", "trap_at_start", "spin_forever")
+
+
+async def test_a_thousand_trapping_calls__leave_nothing_in_the_worker(worker: WorkerDriver) -> None:
+    """After a trap the store is gone, with its instance, its memory and the host's resources of that call."""
+
+    async def trap_all(times: int) -> None:
+        for _ in range(times):
+            for name in TRAPPING:
+                ended = await worker.call(name, memory_bytes=2 * MIB, fuel=200_000 if name == "spin_forever" else 10**9)
+                assert ended.kind in {"trapped", "limit"}
+
+    def resident_kib() -> int:
+        return int(status_of(worker.process.pid).split("VmRSS:")[1].split()[0])
+
+    def descriptors() -> int:
+        return len(list(Path(f"/proc/{worker.process.pid}/fd").iterdir()))
+
+    await trap_all(15)
+    before, open_before = resident_kib(), descriptors()
+    await trap_all(1000 // len(TRAPPING))
+
+    assert resident_kib() - before < 4 * 1024
+    assert descriptors() == open_before
+    assert (await worker.call("hello")).body == b"hello"
 
 
 # --- what never runs -------------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from extrunner.runner.v1 import execution_pb2, limits_pb2
 from extrunner.worker.v1 import worker_pb2
 from registry.domain.errors import Reason, RefusalError
+from registry.domain.headers import MAX_HEADER_BYTES, MAX_HEADERS
 from registry.domain.limits import OPERATOR_CEILING, OPERATOR_DEFAULTS, LimitWishes, clamp
 from registry.domain.records import Endpoint
 from runnerd.capabilities.catalog import BY_NAME
@@ -100,6 +101,14 @@ async def test_allowed__is_the_daemons_own_figure() -> None:
     fork, _ = scripted(then=answering(worker_pb2.Done(limit=worker_pb2.GuestLimit(limit="fuel", used=7, allowed=999))))
     async with dispatching(fork) as kit:
         assert (await execute(kit, wishes=LimitWishes(fuel=5))).outcome == LimitExceeded(limit=LimitKind.FUEL, used=7, allowed=5)
+
+
+@pytest.mark.parametrize(("claimed", "allowed"), [(MAX_HEADERS, MAX_HEADERS), (MAX_HEADER_BYTES, MAX_HEADER_BYTES), (7, MAX_HEADERS)])
+async def test_allowed_headers__are_in_the_unit_of_what_was_used(claimed: int, allowed: int) -> None:
+    done = worker_pb2.Done(limit=worker_pb2.GuestLimit(limit="headers", used=20_001, allowed=claimed))
+    fork, _ = scripted(then=answering(done))
+    async with dispatching(fork) as kit:
+        assert (await execute(kit)).outcome == LimitExceeded(limit=LimitKind.HEADERS, used=20_001, allowed=allowed)
 
 
 async def test_times_of_a_limit__are_milliseconds_of_the_daemons_own() -> None:

@@ -181,6 +181,27 @@ def test_store__after_each_call__is_new(kit: EngineKit) -> None:
     assert first == second
 
 
+@pytest.mark.parametrize("guest", ["many_pollables", "dropped_handle", "unreachable", "poll_too_many"])
+def test_store__after_a_trap__is_closed_and_its_resources_are_forgotten(
+    kit: EngineKit, guest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores: list[wasmtime.Store] = []
+
+    class Watched(wasmtime.Store):
+        def __init__(self, engine: wasmtime.Engine) -> None:
+            super().__init__(engine)
+            stores.append(self)
+
+    monkeypatch.setattr(wasmtime, "Store", Watched)
+    ran = kit.run(guest)
+
+    assert isinstance(ran.outcome, Trapped | LimitExceeded)
+    assert ran.call.resources == {}
+    (store,) = stores
+    with pytest.raises(ValueError, match="closed"):
+        store.set_fuel(1)
+
+
 def test_host_call__exception_of_the_host__is_ours_and_stays_in_its_call(kit: EngineKit) -> None:
     def explode(_function: object, _arguments: object) -> tuple[object, str | None]:
         raise ZeroDivisionError
