@@ -75,7 +75,10 @@ class Bench:
 
     def publish(self, project: Path, *, manifest: bytes | None = None) -> Sample:
         """Build, sign and publish the project of an extension; with another manifest as another version."""
-        sample = build_sample(project.name, self.work / "guests", projects=project.parent, manifest=manifest)
+        return self.publish_packed(build_sample(project.name, self.work / "guests", projects=project.parent, manifest=manifest))
+
+    def publish_packed(self, sample: Sample) -> Sample:
+        """Sign and publish what is packed already."""
         demonstration = Demonstration(machine=self.machine, report=self.report, samples=[sample], work=self.work / "guests")
         demonstration.publish()
         return demonstration.samples[0]

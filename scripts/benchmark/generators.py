@@ -80,7 +80,7 @@ def load_execute(bench: Bench, sample: Sample, tenants: Sequence[str], shape: Sh
             context=execution_pb2.Context(request_id=f"bench-{index}", tenant_id=tenant, extension_id=sample.name),
             http=execution_pb2.HttpRequest(method="GET", path=path),
         ).SerializeToString()
-        arguments = _grpc(bench, "Execute", message, bench.token(tenant), bench.work / f"execute-{tenant}-{sample.name}.bin")
+        arguments = grpc_arguments(bench, "Execute", message, bench.token(tenant), bench.work / f"execute-{tenant}-{sample.name}.bin")
         generators.append(["-c", str(connections), *arguments])
     with _all_completed(bench):
         return _run(generators, shape, bench.work)
@@ -92,7 +92,7 @@ def load_info(bench: Bench, shape: Shape) -> Loaded:
     Raises:
         UnexpectedAnswersError: the daemon refused.
     """
-    arguments = _grpc(bench, "GetRunnerInfo", b"", bench.token("*", scope="info"), bench.work / "info.bin")
+    arguments = grpc_arguments(bench, "GetRunnerInfo", b"", bench.token("*", scope="info"), bench.work / "info.bin")
     refused = _counted(bench)["refused"]
     loaded = _run([["-c", str(shape.connections), *arguments]], shape, bench.work)
     if _counted(bench)["refused"] != refused:
@@ -101,7 +101,7 @@ def load_info(bench: Bench, shape: Shape) -> Loaded:
     return loaded
 
 
-def _grpc(bench: Bench, method: str, message: bytes, token: str, body: Path) -> list[str]:
+def grpc_arguments(bench: Bench, method: str, message: bytes, token: str, body: Path) -> list[str]:
     """Return the arguments of a generator that sends `message`, which is written to `body` first."""
     body.write_bytes(struct.pack(">BI", 0, len(message)) + message)
     # NOTE: h2load takes headers from its command line only. The token is of a machine that is gone in a minute, for tenants that exist
@@ -139,8 +139,8 @@ def _run(generators: Sequence[Sequence[str]], shape: Shape, work: Path) -> Loade
         for process in running:
             process.kill()
             process.wait()
-    times = sorted(time for log in logs for time in _times(log))
-    return Loaded(per_second=round(per_second, 1), p50_ms=_quantile(times, 50), p99_ms=_quantile(times, 99), calls=len(times))
+    times = sorted(time for log in logs for time in milliseconds_in(log))
+    return Loaded(per_second=round(per_second, 1), p50_ms=quantile(times, 50), p99_ms=quantile(times, 99), calls=len(times))
 
 
 def _read(said: str) -> float:
@@ -155,7 +155,7 @@ def _read(said: str) -> float:
     return float(finished.group(1))
 
 
-def _times(log: Path) -> Iterator[float]:
+def milliseconds_in(log: Path) -> Iterator[float]:
     """Yield the milliseconds of each request, those of the warm-up included."""
     with log.open() as lines:
         for line in lines:
@@ -163,7 +163,8 @@ def _times(log: Path) -> Iterator[float]:
     log.unlink()
 
 
-def _quantile(ordered: Sequence[float], percent: int) -> float:
+def quantile(ordered: Sequence[float], percent: int) -> float:
+    """Return a percentile of ordered numbers; 0 where there are none."""
     return round(ordered[min(len(ordered) - 1, len(ordered) * percent // 100)], 3) if ordered else 0.0
 
 

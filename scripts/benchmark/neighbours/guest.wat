@@ -1,4 +1,4 @@
-;; One component of the world, with one behaviour in place of BEHAVIOUR: victim and attackers of the fairness benchmark.
+;; One component of the world, with one behaviour in place of the word below: victim and attackers of the fairness benchmark.
 (component
   (type $header' (record (field "name" string) (field "value" string)))
   (export $header "http-header" (type $header'))

@@ -228,6 +228,10 @@ async def test_ordinary_user__workers_are_hardened_and_work(tmp_path: Path) -> N
     assert "Seccomp:\t2" in status
 
 
+def threads_of(pid: int) -> list[int]:
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
 async def test_worker__is_weighed_as_one_and_stands_behind_the_daemon(zygote: Zygote) -> None:
     async with (
         WorkerDriver(await zygote.fork_worker(WorkerConfig())) as one,
@@ -237,7 +241,7 @@ async def test_worker__is_weighed_as_one_and_stands_behind_the_daemon(zygote: Zy
         loops = [await one.begin("spin_forever", wall_time_us=500_000) for _ in range(4)]
         assert (await one.call("hello")).body == b"hello"
         daemon = os.getpriority(os.PRIO_PROCESS, 0)
-        threads = [int(name) for name in os.listdir(f"/proc/{one.process.pid}/task")]
+        threads = threads_of(one.process.pid)
         assert len(threads) > 4
         assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {min(19, daemon + NICENESS)}
         for worker in (one, two):
