@@ -22,16 +22,14 @@ from runnerd.artifacts.keys import ArtifactKeyError
 from runnerd.assets.supervisor import AssetsStartError
 from runnerd.cells.supervisor import CellStartError, supervise
 from runnerd.config import Cell, RunnerdSettings, SettingsError, load
+from runnerd.dispatch.capacity import cells_of
 from runnerd.dispatch.connection import NotHardenedError, UnusableWorkerError
-from runnerd.dispatch.cpus import find_cpus
 from runnerd.dispatch.memory import NotEnoughMemoryError
 from runnerd.worker import hardening, kernel
 
 EXIT_CANNOT_START = 1
 EXIT_BAD_SETTINGS = 2
 EXIT_NOT_HARDENED = 3
-CPUS_PER_CELL = 4
-"""One front feeds about three CPUs of guests, and needs most of one itself (N5)."""
 
 _log = structlog.get_logger("runnerd")
 
@@ -73,7 +71,7 @@ def _work(settings: RunnerdSettings, options: argparse.Namespace) -> Coroutine[A
     if options.cell is not None:
         return run_cell(settings.share_of(options.cell, grpc_port=options.grpc_port), options.cell, options.control_fd)
     _announce(settings)
-    cells = settings.cells or max(1, find_cpus("off").usable // CPUS_PER_CELL)
+    cells = cells_of(settings)
     return run(settings) if cells == 1 else supervise(settings, cells)
 
 

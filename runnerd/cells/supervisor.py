@@ -42,6 +42,8 @@ SILENT_SECONDS: Final = 30.0
 STOP_MARGIN_SECONDS: Final = 15.0
 """Beyond the drain: until workers, children and listeners of a cell have ended."""
 
+EXIT_NOT_STARTED: Final = 1
+
 _log = structlog.get_logger(__name__)
 
 
@@ -164,7 +166,12 @@ class Supervisor:
         failures = 0
         while True:
             began = time.monotonic()
-            status = await self._live(member)
+            try:
+                status = await self._live(member)
+            except OSError as error:
+                # No process, or no descriptor, left: for now.
+                _log.error("cell_not_started", cell=member.cell.index, detail=str(error))
+                status = EXIT_NOT_STARTED
             if self._stopping:
                 return
             if not member.serving.done():
@@ -176,30 +183,39 @@ class Supervisor:
             await asyncio.sleep(pause)
 
     async def _live(self, member: _Member) -> int:
-        """Run one process of a cell to its end; return its exit status, negative for a signal."""
+        """Run one process of a cell to its end; return its exit status, negative for a signal.
+
+        Raises:
+            OSError: there is none.
+        """
         ours, theirs = socket.socketpair()
         arguments = ["--cell", f"{member.cell.index}/{member.cell.count}", "--supervisor", str(os.getpid())]
         arguments += ["--grpc-port", str(self._port), "--control-fd", str(theirs.fileno())]
-        with theirs:
-            # Its own session: what the terminal sends reaches the supervisor alone.
-            member.process = await asyncio.create_subprocess_exec(
-                *self._command, *arguments, pass_fds=[theirs.fileno()], start_new_session=True
-            )
-        member.channel = await Channel.open(ours, lambda what, value: self._told(member, what, value))
-        reading = asyncio.ensure_future(member.channel.run())
-        watching = asyncio.ensure_future(self._watch(member.channel, member.process))
         try:
-            return await member.process.wait()
+            with theirs:
+                # Its own session: what the terminal sends reaches the supervisor alone.
+                process = await asyncio.create_subprocess_exec(
+                    *self._command, *arguments, pass_fds=[theirs.fileno()], start_new_session=True
+                )
+        except BaseException:
+            ours.close()
+            raise
+        member.process = process
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            member.channel = channel = await Channel.open(ours, lambda what, value: self._told(member, what, value))
+            tasks += [asyncio.ensure_future(channel.run()), asyncio.ensure_future(self._watch(channel, process))]
+            return await process.wait()
         finally:
             member.is_serving = False
             self._count()
-            if member.process.returncode is None:
+            if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    member.process.kill()
-                await member.process.wait()
-            watching.cancel()
-            member.channel.close()
-            await asyncio.wait({reading, watching})
+                    process.kill()
+                await process.wait()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _told(self, member: _Member, what: str, value: Any) -> None:
         if what == "serving":

@@ -9,12 +9,30 @@ import structlog
 
 from runnerd.config import Cell, RunnerdSettings
 from runnerd.dispatch.cpus import Cpus, find_cpus
-from runnerd.dispatch.memory import MIB, MemoryLimits, find_memory, share_out, workers_that_fit
+from runnerd.dispatch.memory import MIB, ORDINARY_BYTES, MemoryLimits, find_memory, share_out, workers_that_fit
 
 WORKERS_PER_CPU: Final = 2
 MOST_WORKERS_PER_CPU: Final = 32
+CPUS_PER_CELL: Final = 4
+"""One front feeds about three CPUs of guests, and needs most of one itself (N5)."""
 
 _log = structlog.get_logger(__name__)
+
+
+def cells_of(settings: RunnerdSettings) -> int:
+    """Return how many cells there should be: what the operator says, or one for each four CPUs as far as each has room for two workers."""
+    if settings.cells:
+        return settings.cells
+    workers, call_bytes = settings.workers, settings.limits.effective_defaults.memory_bytes
+    total = workers.memory_bytes or find_memory()
+    cells = max(1, find_cpus("off").usable // CPUS_PER_CELL)
+    while cells > 1:
+        loaded_bytes = settings.artifacts.loaded_bytes // cells
+        share = share_out(total // cells, loaded_bytes=loaded_bytes, call_bytes=call_bytes, slots=workers.slots)
+        if share.budget_bytes >= 2 * (ORDINARY_BYTES + call_bytes):
+            break
+        cells -= 1
+    return cells
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from runnerd.cells.exposition import Merged, families
 from runnerd.cells.ports import reserve
 from runnerd.cells.supervisor import CellStartError, Supervisor
 from runnerd.config import Cell, RunnerdSettings, load
+from runnerd.dispatch import capacity
 from runnerd.dispatch.cpus import Cpus
 from runnerd.telemetry.metrics import Metrics
 from tests.fakes.daemon_settings import smallest_environment
@@ -81,6 +82,18 @@ def test_many_cells__keep_what_they_need_at_least(settings: RunnerdSettings) -> 
     assert share.grpc.request_bytes_in_flight == 33 * MIB
     assert share.database.pool_size == 2
     assert share.admission.waiting >= 1
+
+
+@pytest.mark.parametrize(
+    ("cpus", "memory_gib", "said", "cells"),
+    [(1, 64, 0, 1), (7, 64, 0, 1), (8, 64, 0, 2), (32, 64, 0, 8), (32, 4, 0, 4), (8, 1, 0, 1), (64, 1, 0, 1), (1, 1, 5, 5)],
+)
+def test_cells__are_what_is_said_or_what_cpus_and_memory_give(
+    settings: RunnerdSettings, monkeypatch: pytest.MonkeyPatch, cpus: int, memory_gib: int, said: int, cells: int
+) -> None:
+    monkeypatch.setattr(capacity, "find_cpus", lambda _pinning: Cpus(usable=cpus, pin_to=()))
+    monkeypatch.setattr(capacity, "find_memory", lambda: memory_gib * 1024 * MIB)
+    assert capacity.cells_of(settings.model_copy(update={"cells": said})) == cells
 
 
 # --- metrics ------------------------------------------------------------------------------------------------------------------------
@@ -311,6 +324,28 @@ async def test_cell_that_dies_again_and_again__comes_back_each_time_after_a_long
             await eventually(lambda: case.metric("cell_restarts_total", cell="1") == 5 and case.metric("cells") == 2, seconds=20)
         assert [line["again_in"] for line in lines if line["event"] == "cell_died"] == [0.01, 0.02, 0.04, 0.05, 0.05]
         assert case.metric("cell_restarts_total", cell="0") == 0
+
+
+async def test_no_process_left_for_a_while__the_cell_comes_back(
+    settings: RunnerdSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BACKOFF_FIRST_SECONDS", 0.01)
+    start, failures = asyncio.create_subprocess_exec, 0
+
+    async def fail_twice(*arguments: Any, **named: Any) -> asyncio.subprocess.Process:
+        nonlocal failures
+        if failures < 2:
+            failures += 1
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return await start(*arguments, **named)
+
+    async with Scripted(settings, tmp_path) as case:
+        await eventually(lambda: case.metric("cells") == 2, seconds=20)
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", fail_twice)
+        victim = case.supervisor._members[1].process
+        assert victim is not None
+        victim.kill()
+        await eventually(lambda: case.metric("cell_restarts_total", cell="1") == 3 and case.metric("cells") == 2, seconds=20)
 
 
 async def test_cell_whose_loop_hangs__is_replaced(settings: RunnerdSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
