@@ -28,6 +28,7 @@ from runnerd.engine.profile import (
     MAX_TABLE_ELEMENTS,
     MAX_TABLES,
     MEMORY_KEEP_RESIDENT_BYTES,
+    TABLE_KEEP_RESIDENT_BYTES,
     PoolSizes,
 )
 
@@ -81,6 +82,7 @@ def use_pooling(config: wasmtime.Config, sizes: PoolSizes) -> None:
         raw.wasmtime_pooling_allocation_config_max_core_instances_per_component_set(pool, MAX_CORE_INSTANCES + BRIDGE_CORE_INSTANCES)
         raw.wasmtime_pooling_allocation_config_max_unused_warm_slots_set(pool, sizes.memories)
         raw.wasmtime_pooling_allocation_config_linear_memory_keep_resident_set(pool, MEMORY_KEEP_RESIDENT_BYTES)
+        raw.wasmtime_pooling_allocation_config_table_keep_resident_set(pool, TABLE_KEEP_RESIDENT_BYTES)
         raw.wasmtime_pooling_allocation_strategy_set(config.ptr(), pool)
     finally:
         raw.wasmtime_pooling_allocation_config_delete(pool)
