@@ -240,7 +240,8 @@ class Worker:
         if loaded is None:
             why = self._components.failed.get(opened.component, "it was not sent")
             return worker_pb2.Done(internal_error=f"component {opened.component} is not loaded: {why}"), None
-        size = len(opened.request.body or b"")
+        # Over the bridge a byte costs an eighth of what it does value by value.
+        size = len(opened.request.body or b"") // (8 if loaded.bridged else 1)
         budgeted = size > _SMALL_BODY_BYTES and self._bodies.take(size, deadline=opened.call.deadline)
         try:
             # Where the budget did not come in time, the deadline has passed and the call ends before it begins.
