@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ async def _serve(settings: RunnerdSettings, commands: Commands, cell: Cell, link
     try:
         async with open_daemon(settings, cell=cell, link=link) as daemon:
             commands.starting = None
+            # What was made at start lives as long as the daemon; the collector need not walk it again and again between calls.
+            gc.freeze()
             if link is None:
                 _log.info("serving", grpc_port=daemon.grpc_port, ops_port=daemon.ops_port, assets_port=daemon.assets_port)
             else:
