@@ -136,7 +136,7 @@ class ArtifactsSettings(_Section):
     shared_wait_seconds: Annotated[float, Field(ge=0, le=3_600)] = 300.0
     """How long another daemon's compilation is waited for."""
     compilers: Annotated[int, Field(ge=1, le=64)] = 1
-    compile_seconds: Annotated[float, Field(gt=0, le=3_600)] = 120.0
+    compile_seconds: Annotated[float, Field(gt=0, le=3_600)] = 180.0
 
 
 class WorkersSettings(_Section):

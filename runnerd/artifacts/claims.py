@@ -54,7 +54,9 @@ class Claims:
                 return False
             _LOG.warning("claim of another daemon is stale", extra={"claim": key})
             await self._store.delete(key)
-            await self._write(key)
+            if not await self._write(key):
+                # Another one that waited was faster.
+                return False
         self.forget(name)
         self._held.add(name)
         if self._renewing is None:

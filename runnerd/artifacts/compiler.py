@@ -52,7 +52,7 @@ class CompilerSettings:
 
     concurrency: int = 1
     """Compilers at once; each uses every CPU it finds idle."""
-    wall_seconds: float = 120.0
+    wall_seconds: float = 180.0
     cpu_seconds: int = 240
     """Of all threads of one compiler together."""
     memory_bytes: int = 4096 * MIB

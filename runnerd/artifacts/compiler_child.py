@@ -20,10 +20,11 @@ from runnerd.artifacts.sealed import read_all, write_all
 from runnerd.engine.compilation import CompileRejectedError, compile_component
 from runnerd.engine.profile import EngineProfile, engine_fingerprint
 from runnerd.worker.hardening import harden
+from runnerd.worker.priority import be_nicer
 
 _STDIN, _STDOUT = 0, 1
-_NICENESS = 5
-"""Guests come first; but a compiler that got only idle time would never end on a busy machine."""
+NICENESS = 10
+"""A third of a worker's weight: guests come first; but a compiler that got only idle time would never end on a busy machine."""
 
 
 def main(arguments: list[str]) -> int:
@@ -38,7 +39,9 @@ def main(arguments: list[str]) -> int:
     profile = EngineProfile(fuel=options.fuel, bridge=options.bridge)
     fingerprint = engine_fingerprint(profile)  # (1)
     with contextlib.suppress(OSError):
-        os.nice(_NICENESS)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    # It leads a session of its own: the daemon started it so.
+    be_nicer(NICENESS)
     if not os.read(_STDIN, 1):  # (2)
         return EXIT_FAILED
     harden("compiler", require=options.require_hardening)  # (3)

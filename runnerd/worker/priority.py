@@ -29,10 +29,18 @@ def stand_back() -> None:
         OSError: this process already leads a session or a group.
     """
     os.setsid()
-    os.nice(NICENESS)
+    be_nicer(NICENESS)
+
+
+def be_nicer(niceness: int) -> None:
+    """Step behind who is less nice: as a process, and where the kernel groups by session, as the session that this process leads.
+
+    Both, because niceness counts among the threads of one group only. Needs files: call it before the hardening.
+    """
+    os.nice(niceness)
     for _ in range(_TRIES):
         try:
-            _AUTOGROUP.write_text(str(NICENESS), encoding="ascii")
+            _AUTOGROUP.write_text(str(niceness), encoding="ascii")
         except BlockingIOError:
             # For users other than root the kernel takes ten changes a second, from all processes together.
             time.sleep(_PAUSE_SECONDS)

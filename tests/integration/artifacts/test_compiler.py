@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from registry.domain.errors import Reason, RefusalError
 from runnerd.artifacts.compiler import Compiler, CompilerSettings, default_command
+from runnerd.artifacts.compiler_child import NICENESS
 from runnerd.artifacts.sealed import SealedFile, seal_bytes
 from runnerd.engine.profile import EngineProfile, engine_fingerprint
 from tests.fakes.hostile_compilers import HONEST, children, open_descriptors, program
@@ -190,3 +192,25 @@ def test_the_command_line_keeps_foreign_modules_out() -> None:
     assert "--require-hardening" in command
     assert "--require-hardening" not in default_command(DEVELOPMENT)
     assert {"--no-fuel", "--no-bridge"} <= set(default_command(CompilerSettings(profile=EngineProfile(fuel=False, bridge=False))))
+
+
+async def test_a_compiler_gives_way_to_the_guests_in_its_group_and_as_a_group() -> None:
+    wasm = marker_guest("compiled behind the others")
+    compiling = asyncio.create_task(real_compiler().compile(component(wasm), publisher="p"))
+    seen: set[tuple[int, int, str]] = set()
+    before = children()
+    while not compiling.done():
+        for child in children() - before:
+            with contextlib.suppress(OSError, ProcessLookupError):
+                seen.add((os.sched_getscheduler(child), os.getpriority(os.PRIO_PROCESS, child), group_niceness(child)))
+        await asyncio.sleep(0.001)
+    assert run_marker((await compiling).artifact.fileno()) == "compiled behind the others"
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    expected = (os.SCHED_BATCH, min(19, own + NICENESS))
+    assert {(*expected, str(NICENESS)), (*expected, "none")} & seen
+
+
+def group_niceness(pid: int) -> str:
+    """Return the niceness of a process's scheduling group, "none" where this kernel does not group."""
+    file = Path(f"/proc/{pid}/autogroup")
+    return file.read_text(encoding="ascii").split()[-1] if file.exists() else "none"

@@ -158,6 +158,23 @@ async def test_a_claim_that_is_held_is_renewed_and_never_stale() -> None:
         await each.aclose()
 
 
+async def test_of_two_who_find_a_claim_stale_the_faster_one_has_it() -> None:
+    class Raced(MemoryBundleStore):
+        async def delete(self, key: str) -> None:
+            self.objects[key] = b"the faster one's"
+
+    store = Raced()
+    store.objects["claims/x"] = b"of a daemon that is gone"
+    slower = claims(store, stale_seconds=0.02)
+    assert not await slower.take("x")
+    await asyncio.sleep(0.03)
+    assert not await slower.take("x")
+    assert store.objects == {"claims/x": b"the faster one's"}
+    # From here on it watches that one.
+    assert not await slower.take("x")
+    await slower.aclose()
+
+
 async def test_a_store_that_fails_while_renewing_leaves_the_claim_to_become_stale() -> None:
     store = MemoryBundleStore()
     one, two = claims(store), claims(store)
