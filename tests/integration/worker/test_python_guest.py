@@ -124,6 +124,13 @@ async def test_sleep__within_the_deadline__sleeps(python: Python) -> None:
     assert await python.text("/nap") == "slept True"
 
 
+async def test_clocks__show_tenths_of_a_millisecond_and_no_more(python: Python) -> None:
+    readings = [tuple(map(int, pair.split("/"))) for pair in (await python.text("/clocks")).split()]
+
+    assert len(readings) > 5
+    assert {value % wasi.CLOCK_RESOLUTION_NS for pair in readings for value in pair} == {0}
+
+
 async def test_sleep__beyond_the_deadline__ends_there_and_the_worker_lives(python: Python) -> None:
     ended = await python.get("/sleep", wall_time_us=300_000)
 

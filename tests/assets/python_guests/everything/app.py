@@ -83,6 +83,14 @@ def nap(_request):
     return f"slept {time.monotonic() - started >= 0.05}"
 
 
+def clocks(_request):
+    until = time.monotonic() + 0.005
+    seen = []
+    while time.monotonic() < until:
+        seen.append(f"{time.monotonic_ns()}/{time.time_ns()}")
+    return " ".join(dict.fromkeys(seen))
+
+
 def chance(_request):
     return f"{len(os.urandom(100_000))} {random.random() < 1} {len({os.urandom(8) for _ in range(50)})}"
 
@@ -117,6 +125,7 @@ ROUTES = {
     "/files": files,
     "/setting": setting,
     "/nap": nap,
+    "/clocks": clocks,
     "/chance": chance,
     "/big-value": big_value,
     "/hoard": hoard,
