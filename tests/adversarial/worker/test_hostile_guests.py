@@ -39,6 +39,8 @@ async def test_fourteen_loops__other_calls_proceed_and_each_loop_is_cut(worker: 
 
     assert served > 3
     assert {result.limit for result in ended} == {"wall_time"}
+    # The documented bounds are measured by the benchmark (scripts/benchmark/limits.py); this only says that none runs on.
+    assert all(1_500 <= result.done.limit.used < 1_500 + 2_000 for result in ended)
 
 
 async def test_traps_of_many_threads__no_error_reaches_another_call(worker: WorkerDriver) -> None:
