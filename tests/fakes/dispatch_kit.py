@@ -23,7 +23,7 @@ from runnerd.capabilities.catalog import HostFunction
 from runnerd.capabilities.grants import InvocationGrant
 from runnerd.capabilities.results import HostResult, failed, succeeded
 from runnerd.dispatch.admission import Admission, AdmissionLimits
-from runnerd.dispatch.breaker import CircuitBreaker
+from runnerd.dispatch.breaker import BreakerSettings, CircuitBreaker
 from runnerd.dispatch.connection import ConnectionSettings, WorkerProcess
 from runnerd.dispatch.executor import Executor, ExecutorSettings
 from runnerd.dispatch.host_calls import HostCallDesk
@@ -241,11 +241,12 @@ async def dispatching(
     queue_seconds: float = 2.0,
     tenants: tuple[TenantId, ...] = (TENANT, OTHER_TENANT),
     clock: Callable[[], float] = time.monotonic,
+    breaker_settings: BreakerSettings | None = None,
 ) -> AsyncIterator[Kit]:
     """Run a dispatcher over workers from `fork`, with one extension installed for `tenants`; every process is gone afterwards."""
     metrics, broker = Metrics(), MemoryBroker()
     desk = HostCallDesk(broker, metrics)
-    breaker = CircuitBreaker(metrics, clock=clock)
+    breaker = CircuitBreaker(metrics, breaker_settings, clock=clock)
     workers = WorkerPool(fork, desk=desk, breaker=breaker, settings=pool, connection=connection, metrics=metrics)
     installs, extensions, recorder = MemoryInstalls(), MemoryExtensions(), MemoryRecorder()
     extension = extensions.add(make_extension())

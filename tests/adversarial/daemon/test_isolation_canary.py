@@ -25,6 +25,7 @@ from registry.domain.limits import LimitWishes
 from runnerd.capabilities.catalog import HostFunction
 from runnerd.capabilities.grants import InvocationGrant
 from runnerd.capabilities.results import HostResult
+from runnerd.dispatch.breaker import BreakerSettings
 from runnerd.dispatch.cpus import find_cpus
 from runnerd.dispatch.outcome import Completed, GuestError, LimitExceeded, Trapped
 from runnerd.dispatch.pool import Isolation, PoolSettings
@@ -63,8 +64,12 @@ async def canaries(*, isolation: Isolation = Isolation.TENANT) -> AsyncIterator[
     extension = make_extension(compiled.artifact, memories=compiled.memories, bridged=compiled.bridged)
     factory = await WorkerFactory.start(WorkerConfig(slots=8), cpus=find_cpus("auto"))
     settings = PoolSettings(floor=2, ceiling=6, slots=8, spread=2, isolation=isolation, mandatory_hardening=factory.mandatory_hardening)
+    # It is the test that kills workers; no version shall be paused for it.
+    patient = BreakerSettings(incidents=1_000_000)
     try:
-        async with dispatching(factory.fork, pool=settings, connection=REAL, tenants=TENANTS, queue_seconds=20.0) as kit:
+        async with dispatching(
+            factory.fork, pool=settings, connection=REAL, tenants=TENANTS, queue_seconds=20.0, breaker_settings=patient
+        ) as kit:
             kit.extensions.add(extension)
             for tenant in TENANTS:
                 kit.installs.add(replace(make_install(extension, tenant_id=tenant), extension_name=EXTENSION))
