@@ -296,7 +296,9 @@ class RunnerdSettings(BaseSettings):
             "assets": self.assets.model_copy(update={"enabled": self.assets.enabled and cell.index == 0}),
             "database": self.database.model_copy(update={"pool_size": max(2, self.database.pool_size // count)}),
             "artifacts": self.artifacts.model_copy(update={"loaded_bytes": _share(self.artifacts.loaded_bytes, count)}),
-            "admission": self.admission.model_copy(update={"waiting": _share(self.admission.waiting, count)}),
+            "admission": self.admission.model_copy(
+                update={name: _share(getattr(self.admission, name), count) for name in ("waiting", "running")}
+            ),
         }
         return self.model_copy(update=parts)
 

@@ -70,10 +70,17 @@ def test_each_cell__has_its_share_of_what_the_daemon_may_and_one_serves_interfac
         assert 85 * MIB < share.grpc.request_bytes_in_flight < 86 * MIB
         assert share.grpc.max_concurrent_rpcs == 683
         assert share.admission.waiting == 171
+        assert share.admission.running == 0, "still left to the CPUs of the cell"
         assert share.database.pool_size == 3
         assert (share.workers.floor, share.workers.ceiling, share.workers.memory_bytes) == (0, 0, 0), "still left to the machine"
         # A client's connection ends in one cell: its tenant's bounds stay.
         assert (share.admission.per_tenant, share.admission.per_install) == (16, 8)
+
+
+def test_cells__share_the_running_calls_that_an_operator_allows(settings: RunnerdSettings) -> None:
+    said = settings.model_copy(update={"admission": settings.admission.model_copy(update={"running": 10})})
+
+    assert said.share_of(Cell(index=0, count=3), grpc_port=7).admission.running == 4
 
 
 def test_many_cells__keep_what_they_need_at_least(settings: RunnerdSettings) -> None:
