@@ -60,7 +60,7 @@ class AheadChecker:
     async def _run(self) -> None:
         began = time.monotonic()
         checked = refused = 0
-        for entry in await self._loader.list_cached():
+        for entry in await self._list():
             started = time.monotonic()
             try:
                 if not await self._loader.check(entry):
@@ -71,7 +71,18 @@ class AheadChecker:
                 # first call asks it again.
                 refused += 1
                 _LOG.info("artifact not checked ahead: %s", refusal.reason, extra={"content_hash": entry.content_hash})
+            except OSError as error:
+                # No descriptor, no memory, a disk that fails: of this one or of this moment. The next may do.
+                refused += 1
+                _LOG.warning("artifact not checked ahead: %s", error, extra={"content_hash": entry.content_hash})
             rest = _REST_BUSY if self._is_busy() else _REST_IDLE
             await asyncio.sleep(rest * (time.monotonic() - started))
         seconds = round(time.monotonic() - began, 3)
         _LOG.info("artifacts checked ahead", extra={"checked": checked, "refused": refused, "seconds": seconds})
+
+    async def _list(self) -> tuple[CacheEntry, ...]:
+        try:
+            return await self._loader.list_cached()
+        except OSError as error:
+            _LOG.warning("no artifact is checked ahead: %s", error)
+            return ()

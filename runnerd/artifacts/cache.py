@@ -45,7 +45,7 @@ class CachedArtifact:
 
     artifact: SealedFile
     record: bytes
-    place: tuple[int, int] = (0, 0)
+    place: tuple[int, int]
     """Device and number of the artifact's file: which file it was, whatever lies under its name later."""
 
 

@@ -1,8 +1,8 @@
 """Who of a fleet compiles an artifact now: one daemon, while the others wait for what it shares (T39).
 
 A claim is an object beside the artifact's that one daemon created; it is written anew while the work goes on, so one that does not change
-for a while belongs to nobody any more. No clock of another machine is believed, and nothing but time can be lost by a false claim: whoever
-waited for long enough does the work itself, and two who work at once make the same thing twice.
+for a while belongs to nobody any more. No clock of another machine is believed, and nothing but time can be lost by a false claim, one that
+cannot be read included: whoever waited for long enough does the work itself, and two who work at once make the same thing twice.
 """
 
 from __future__ import annotations
@@ -90,6 +90,11 @@ class Claims:
         except ObjectNotFoundError:
             # Given up in this moment; the next try gets it.
             return False
+        except RefusalError as refusal:
+            if refusal.row.retry_after_seconds is not None:
+                raise
+            # SECURITY: longer than any claim, so no daemon wrote it. What cannot be read does not change: it is waited for, then overtaken.
+            said = b""
         before = self._seen.get(name)
         if before is None or before[0] != said:
             self._seen[name] = (said, time.monotonic())
@@ -97,12 +102,13 @@ class Claims:
         return time.monotonic() - before[1] >= self._stale_seconds
 
     async def _renew(self) -> None:
-        """Write every claim held anew, a few times before it would be stale. Who looks in between may take it; that is no harm."""
+        """Write every claim held anew, a few times before it would be stale. Who looks in between may take it, and then keeps it."""
         while True:
             await asyncio.sleep(self._stale_seconds / RENEWALS)
             for name in list(self._held):
                 with contextlib.suppress(RefusalError):
                     await self._store.delete(self._key_of(name))
                     # Released while the line above waited: then nobody would take the new one away.
-                    if name in self._held:
-                        await self._write(self._key_of(name))
+                    if name in self._held and not await self._write(self._key_of(name)):
+                        # Another daemon's now: not ours to renew, nor to remove.
+                        self._held.discard(name)

@@ -38,6 +38,7 @@ class CompileReport:
 
     verdict: CompileVerdict
     message: str = ""
+    """Why it was rejected, or compiled without the bridge; as read by the daemon, it is `printable`."""
     component_sha256: str = ""
     engine_fingerprint: str = ""
     bridge_applied: bool = False

@@ -86,9 +86,7 @@ FetchComponent: TypeAlias = Callable[[], Awaitable[SealedFile]]
 class ArtifactCompiler(Protocol):
     """What the loader asks of a compiler."""
 
-    async def compile(
-        self, component: SealedFile | FetchComponent, *, publisher: str, preparation: Preparation | None = None
-    ) -> Compilation:
+    async def compile(self, fetch: FetchComponent, *, publisher: str, preparation: Preparation) -> Compilation:
         """Compile one component, or refuse: COMPILE_REJECTED, OVERLOADED, INTERNAL."""
         ...
 
@@ -110,27 +108,22 @@ class Compiler:
             slots=settings.concurrency, waiting_per_publisher=settings.waiting_per_publisher, waiting=settings.waiting
         )
 
-    async def compile(
-        self, component: SealedFile | FetchComponent, *, publisher: str, preparation: Preparation | None = None
-    ) -> Compilation:
+    async def compile(self, fetch: FetchComponent, *, publisher: str, preparation: Preparation) -> Compilation:
         """Compile one component, in turn with the other publishers'.
 
         Args:
-            component: the component, or what fetches it: called when its turn has come, so that those who wait hold no memory.
+            fetch: brings the component: called when its turn has come, so that those who wait hold no memory.
             publisher: whose turn it takes.
-            preparation: told when it waits, fetches and begins.
+            preparation: of the bundle; told when it waits, fetches and begins.
 
         Raises:
             RefusalError: COMPILE_REJECTED where the component is at fault, OVERLOADED where too many wait, INTERNAL otherwise; and
                 whatever fetching it refuses.
         """
-        async with self._slots.slot(publisher, on_wait=None if preparation is None else preparation.waiting):
-            if not isinstance(component, SealedFile):
-                if preparation is not None:
-                    preparation.fetching()
-                component = await component()
-            if preparation is not None:
-                preparation.compiling()
+        async with self._slots.slot(publisher, on_wait=preparation.waiting):
+            preparation.fetching()
+            component = await fetch()
+            preparation.compiling()
             started = time.monotonic()
             output = new_memory_file("artifact")
             owned = True
@@ -144,6 +137,8 @@ class Compiler:
             finally:
                 if owned:
                     os.close(output)
+            if self._settings.profile.bridge and not report.bridge_applied:
+                _LOG.info("compiled_without_bridge", extra={"content_hash": preparation.content_hash, "reason": report.message})
             return Compilation(
                 artifact=artifact,
                 component_sha256=component.sha256,

@@ -15,7 +15,7 @@ class LoaderMetrics(Protocol):
         ...
 
     def compiled(self, seconds: float) -> None:
-        """A compiler ended, well or not."""
+        """An artifact was compiled, in this time: without waiting, and without fetching the component."""
         ...
 
     def artifact_loaded(self, source: str) -> None:
@@ -26,6 +26,6 @@ class LoaderMetrics(Protocol):
         """The object store was asked for an artifact, or given one: see `runnerd.telemetry.metrics.SHARED_RESULTS`."""
         ...
 
-    def preparing(self, *, waiting: int, compiling: int, oldest_start: float) -> None:
-        """Preparations as of now: waiting for a compiler, in one, and when the oldest of these began (Unix time; 0 without any)."""
+    def preparing(self, *, waiting: int, fetching: int, compiling: int, oldest_start: float) -> None:
+        """Preparations as of now: waiting for a compiler, fetched for one, in one, and when the oldest of these began (Unix time, or 0)."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 
@@ -20,9 +21,10 @@ class Stage(StrEnum):
 
     LOOKING = "looking"
     """For an artifact that exists: on disk, or another daemon's."""
-    FETCHING = "fetching"
     WAITING = "waiting"
     """For a compiler."""
+    FETCHING = "fetching"
+    """Its turn has come, and nobody else's: the archive is brought for the compiler."""
     COMPILING = "compiling"
 
 
@@ -37,20 +39,22 @@ class Preparation:
         self._ahead: Callable[[], int] = int
         self._changed = changed
 
-    def fetching(self) -> None:
-        """The archive is being fetched and unpacked."""
-        self._enter(Stage.FETCHING)
-
     def waiting(self, ahead: Callable[[], int]) -> None:
         """It waits for a compiler; `ahead` tells how many have their turn before it."""
         self._ahead = ahead
         self._enter(Stage.WAITING)
 
-    def compiling(self) -> None:
-        """A compiler has begun."""
+    def fetching(self) -> None:
+        """Its turn has come: the archive is being fetched and unpacked."""
         self._ahead = int
+        self._enter(Stage.FETCHING)
+
+    def compiling(self) -> None:
+        """A compiler has begun, on what was fetched."""
+        turn = self.stage_began
         self._enter(Stage.COMPILING)
-        _LOG.info("compilation started", extra=self._facts() | {"waited_seconds": round(self.stage_began - self.began, 3)})
+        spent = {"waited_seconds": round(turn - self.began, 3), "fetch_seconds": round(self.stage_began - turn, 3)}
+        _LOG.info("compilation started", extra=self._facts() | spent)
 
     def ended(self, *, well: bool) -> None:
         """Nothing is left to be done; said in the log where a compiler had begun."""
@@ -104,10 +108,11 @@ class ProgressBoard:
         return {} if preparation is None else preparation.describe()
 
     def _changed(self) -> None:
-        compiling = [one for one in self._running.values() if one.stage is Stage.COMPILING]
-        oldest = min((one.stage_began for one in compiling), default=None)
+        stages = Counter(one.stage for one in self._running.values())
+        oldest = min((one.stage_began for one in self._running.values() if one.stage is Stage.COMPILING), default=None)
         self._metrics.preparing(
-            waiting=sum(one.stage is Stage.WAITING for one in self._running.values()),
-            compiling=len(compiling),
+            waiting=stages[Stage.WAITING],
+            fetching=stages[Stage.FETCHING],
+            compiling=stages[Stage.COMPILING],
             oldest_start=0.0 if oldest is None else time.time() - (time.monotonic() - oldest),
         )

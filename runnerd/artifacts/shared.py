@@ -141,8 +141,12 @@ class SharedArtifacts:
         return None
 
     async def _claim(self, digits: str) -> bool:
-        async with self._answering():
-            return await self._claims.take(digits)
+        try:
+            async with self._answering():
+                return await self._claims.take(digits)
+        except RefusalError as refusal:
+            # Refused for good. Whatever it is about a claim, it is no failure of the bundle that is loaded.
+            raise self._unavailable(refusal.public_detail) from refusal
 
     async def _release(self, content_hash: ContentHash) -> None:
         with contextlib.suppress(_NotSharedError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,7 +104,8 @@ class ArtifactSources:
                 # With the record of who made it: should that key lose its trust, so does this copy.
                 await self._keep(content_hash, found.artifact, found.record)
                 return ReadyArtifact(artifact=found.artifact, statement=found.statement, source="shared")
-            compilation = await self._compile(unpack, bundle, preparation)
+            compilation = await self._compiler.compile(unpack, publisher=bundle.publisher_id, preparation=preparation)
+            self._metrics.compiled(compilation.seconds)
             statement = self._state(content_hash, compilation)
             record = write_artifact_record(statement, self._signer)
             await self._keep(content_hash, compilation.artifact, record)
@@ -115,13 +115,6 @@ class ArtifactSources:
     async def aclose(self) -> None:
         """Stop what is left to be shared."""
         await self._shared.aclose()
-
-    async def _compile(self, unpack: FetchComponent, bundle: LoadableBundle, preparation: Preparation) -> Compilation:
-        started = time.monotonic()
-        try:
-            return await self._compiler.compile(unpack, publisher=bundle.publisher_id, preparation=preparation)
-        finally:
-            self._metrics.compiled(time.monotonic() - started)
 
     def _state(self, content_hash: ContentHash, compilation: Compilation) -> ArtifactStatement:
         # SECURITY: every fact is the daemon's own but the count of memories and the bridge's use, which can mislead only about the

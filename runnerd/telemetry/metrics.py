@@ -60,7 +60,7 @@ PRESCAN_PROBLEMS = (
 )
 _OTHER = "other"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_COMPILE_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 120)
+_COMPILE_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 120, 180)
 _FUEL = tuple(10.0**power for power in range(3, 12))
 _BYTES = tuple(float(1 << power) for power in range(16, 31, 2))
 
@@ -128,9 +128,11 @@ class Metrics:
         self._slots = self._gauge("pool_slots", "Calls that the workers alive can hold.")
         self._slots_used = self._gauge("pool_slots_in_use", "Calls in workers now.")
         self._waiting = self._gauge("admission_waiting", "Calls that wait for a place.")
-        self._compiles = self._histogram("compile_duration_seconds", "Time of compilations.", _COMPILE_SECONDS)
+        self._compiles = self._histogram(
+            "compile_duration_seconds", "Time in the compiler of artifacts that were compiled.", _COMPILE_SECONDS
+        )
         self._loads = self._counter("artifact_loads", "Artifacts made ready, by where they came from.", "source")
-        self._preparing = self._gauge("preparations", "Bundles that wait for a compiler, or are in one.", "stage")
+        self._preparing = self._gauge("preparations", "Bundles that wait for a compiler, are fetched for one, or are in one.", "stage")
         self._oldest_compile = self._gauge(
             "oldest_compilation_start_seconds", "Unix time at which the oldest running compilation began, or 0."
         )
@@ -170,10 +172,18 @@ class Metrics:
             (self._restarts, RESTART_CAUSES),
             (self._generations, GENERATION_RESULTS),
             (self._circuits, CIRCUIT_STATES),
+            (self._verifications, VERIFICATION_RESULTS),
+            (self._denials, KNOWN),
         )
         for counter, values in closed:
             for value in values:
                 counter.labels(value)
+        for capability in KNOWN:
+            for result in HOST_CALL_RESULTS:
+                self._host_calls.labels(capability, result)
+        # A call of a function that does not exist.
+        self._host_calls.labels(_OTHER, "violation")
+        self.preparing(waiting=0, fetching=0, compiling=0, oldest_start=0.0)
 
     def execution(self, outcome: str, trigger: str) -> None:
         """Count one execution."""
@@ -245,7 +255,7 @@ class Metrics:
         self._waiting.set(waiting)
 
     def compiled(self, seconds: float) -> None:
-        """Observe one compilation."""
+        """Observe one artifact that was compiled."""
         self._compiles.observe(seconds)
 
     def artifact_loaded(self, source: str) -> None:
@@ -256,9 +266,10 @@ class Metrics:
         """Count one artifact asked of, or given to, the object store."""
         self._shared.labels(_known(result, SHARED_RESULTS)).inc()
 
-    def preparing(self, *, waiting: int, compiling: int, oldest_start: float) -> None:
-        """Set the gauges of what waits for a compiler and what is in one; the oldest's start as Unix time, 0 without any."""
+    def preparing(self, *, waiting: int, fetching: int, compiling: int, oldest_start: float) -> None:
+        """Set the gauges of what waits for a compiler, is fetched for one, and is in one; the oldest's start as Unix time, or 0."""
         self._preparing.labels("waiting").set(waiting)
+        self._preparing.labels("fetching").set(fetching)
         self._preparing.labels("compiling").set(compiling)
         self._oldest_compile.set(oldest_start)
 

@@ -129,12 +129,15 @@ class RecordingMetrics:
         self.seen: Counter[str] = Counter()
         self.stages: list[tuple[int, int, bool]] = []
         """Waiting for a compiler, in one, and whether the oldest of these has a start."""
+        self.fetching: list[int] = []
+        """Fetched for a compiler, at the same moments."""
+        self.compile_seconds: list[float] = []
 
     def verification(self, result: str) -> None:
         self.seen[f"verification:{result}"] += 1
 
     def compiled(self, seconds: float) -> None:
-        assert seconds >= 0
+        self.compile_seconds.append(seconds)
         self.seen["compiled"] += 1
 
     def artifact_loaded(self, source: str) -> None:
@@ -143,8 +146,9 @@ class RecordingMetrics:
     def shared_artifact(self, result: str) -> None:
         self.seen[f"shared:{result}"] += 1
 
-    def preparing(self, *, waiting: int, compiling: int, oldest_start: float) -> None:
+    def preparing(self, *, waiting: int, fetching: int, compiling: int, oldest_start: float) -> None:
         self.stages.append((waiting, compiling, oldest_start > 0))
+        self.fetching.append(fetching)
 
 
 class FakeCompiler:
@@ -156,13 +160,10 @@ class FakeCompiler:
         self.gate: asyncio.Event | None = None
         self.refusal: RefusalError | None = None
 
-    async def compile(
-        self, component: SealedFile | FetchComponent, *, publisher: str, preparation: Preparation | None = None
-    ) -> Compilation:
-        if not isinstance(component, SealedFile):
-            component = await component()
-        if preparation is not None:
-            preparation.compiling()
+    async def compile(self, fetch: FetchComponent, *, publisher: str, preparation: Preparation) -> Compilation:
+        preparation.fetching()
+        component = await fetch()
+        preparation.compiling()
         self.compiled.append(component.sha256)
         self.publishers.append(publisher)
         if self.gate is not None:
@@ -176,6 +177,15 @@ class FakeCompiler:
             memories=1,
             seconds=0.25,
         )
+
+
+async def compile_sealed(compiler: ArtifactCompiler, component: SealedFile, *, publisher: str = "p") -> Compilation:
+    """Compile what is in memory already."""
+
+    async def fetch() -> SealedFile:
+        return component
+
+    return await compiler.compile(fetch, publisher=publisher, preparation=Preparation(make_bundle().loadable, lambda: None))
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 20) -> None:

@@ -13,7 +13,7 @@ from registry.domain.errors import Reason, RefusalError
 from runnerd.artifacts.compiler import Compiler, CompilerSettings
 from runnerd.artifacts.sealed import seal_bytes
 from tests.fakes.hostile_compilers import HONEST, children, memory_files, open_descriptors, program
-from tests.fakes.loading import FINGERPRINT, WASM, Installation, artifact_for, make_bundle, read, until
+from tests.fakes.loading import FINGERPRINT, WASM, Installation, artifact_for, compile_sealed, make_bundle, read, until
 
 SETTINGS = CompilerSettings(wall_seconds=30, cpu_seconds=5, memory_bytes=512 << 20, max_artifact_bytes=1 << 20, require_hardening=False)
 
@@ -23,7 +23,7 @@ async def refused(folder: Path, body: str, settings: CompilerSettings = SETTINGS
     descriptors, before_children = open_descriptors(), children()
     component = seal_bytes("component", WASM)
     with pytest.raises(RefusalError) as caught:
-        await compiler.compile(component, publisher="p")
+        await compile_sealed(compiler, component)
     component.close()
     assert children() <= before_children
     assert open_descriptors() <= descriptors
@@ -97,7 +97,7 @@ artifact(); report()
 """
     compiler = Compiler(SETTINGS, engine_fingerprint=FINGERPRINT, command=program(tmp_path, body))
     # The grandchild keeps every pipe open; neither the answer nor the end waits for it.
-    made = await compiler.compile(seal_bytes("component", WASM), publisher="p")
+    made = await compile_sealed(compiler, seal_bytes("component", WASM))
     assert read(made.artifact) == artifact_for(WASM)
     await _gone(int(pid_file.read_text()))
 
@@ -145,10 +145,10 @@ report()
     try:
         if holds == "mapping":
             with pytest.raises(RefusalError) as caught:
-                await compiler.compile(seal_bytes("component", WASM), publisher="p")
+                await compile_sealed(compiler, seal_bytes("component", WASM))
             assert caught.value.reason is Reason.INTERNAL
         else:
-            made = await compiler.compile(seal_bytes("component", WASM), publisher="p")
+            made = await compile_sealed(compiler, seal_bytes("component", WASM))
             async with asyncio.timeout(30):
                 while not result.exists():  # noqa: ASYNC110 - another process makes it
                     await asyncio.sleep(0.01)
@@ -184,7 +184,7 @@ if wasm.endswith(b"crash"): os.kill(os.getpid(), signal.SIGSEGV)
 
     async def compile_(tail: bytes, publisher: str) -> bytes | Reason:
         try:
-            return read((await compiler.compile(seal_bytes("component", WASM + tail), publisher=publisher)).artifact)
+            return read((await compile_sealed(compiler, seal_bytes("component", WASM + tail), publisher=publisher)).artifact)
         except RefusalError as refusal:
             return refusal.reason
 

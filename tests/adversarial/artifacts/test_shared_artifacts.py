@@ -370,6 +370,46 @@ async def test_more_offers_than_wait_are_dropped_and_the_rest_is_shared(
     assert [key_of(bundle, ".record.json") in store.objects for bundle in bundles] == [True, False, False]
 
 
+@pytest.mark.parametrize("size", [257, 1 << 40])
+async def test_a_planted_claim_of_any_length_is_waited_for_and_then_overtaken(installation: Installation, size: int) -> None:
+    bundle = await installation.publish(make_bundle())
+    claim = path_of(installation, bundle, ".claim")
+    claim.parent.mkdir(mode=0o700, parents=True)
+    claim.touch(mode=0o600)
+    os.truncate(claim, size)
+    loader = installation.loader(sharing=SHARING)
+    assert read((await loader.load(bundle.hash)).artifact) == artifact_for(WASM)
+    await shared(installation, bundle)
+    await loader.aclose()
+    assert installation.metrics.seen["shared:waited_in_vain"] == installation.metrics.seen["shared:unavailable"] == 0
+    assert installation.metrics.seen["shared:stored"] == 1
+
+
+async def test_a_folder_in_the_place_of_a_claim_costs_the_sharing_only(installation: Installation) -> None:
+    bundle = await installation.publish(make_bundle())
+    claim = path_of(installation, bundle, ".claim")
+    claim.mkdir(mode=0o700, parents=True)
+    assert await load(installation, bundle) == artifact_for(WASM)
+    assert installation.metrics.seen["shared:unavailable"] == 1
+    assert claim.is_dir()
+
+
+@pytest.mark.parametrize("method", ["read", "put_if_absent", "delete"])
+@pytest.mark.parametrize("reason", [Reason.BUNDLE_CORRUPT, Reason.HASH_DENIED, Reason.INTERNAL])
+async def test_whatever_the_store_refuses_about_a_claim_the_bundle_loads(installation: Installation, method: str, reason: Reason) -> None:
+    class Refusing(MemoryBundleStore):
+        def _maybe_fail(self, name: str, key: str) -> None:
+            if name == method and key.endswith(".claim"):
+                raise RefusalError(reason, "No.")
+
+    store = Refusing()
+    bundle = await publish_in(store, installation, make_bundle())
+    store.objects[key_of(bundle, ".claim")] = b"of a daemon that is gone"
+    loader = installation.loader(sharing=replace(SHARING, stale_seconds=0.1), store=store)
+    assert read((await loader.load(bundle.hash)).artifact) == artifact_for(WASM)
+    await loader.aclose()
+
+
 @pytest.mark.parametrize("sharing", [Sharing.OFF, Sharing.READ])
 async def test_who_does_not_share_leaves_nothing(installation: Installation, sharing: Sharing) -> None:
     bundle = await installation.publish(make_bundle())

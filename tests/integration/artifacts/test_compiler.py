@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from runnerd.artifacts.compiler_child import NICENESS
 from runnerd.artifacts.sealed import SealedFile, seal_bytes
 from runnerd.engine.profile import EngineProfile, engine_fingerprint
 from tests.fakes.hostile_compilers import HONEST, children, open_descriptors, program
-from tests.fakes.loading import FINGERPRINT, WASM, artifact_for, read
+from tests.fakes.loading import FINGERPRINT, WASM, artifact_for, compile_sealed, make_bundle, read
 from tests.fakes.marker_guests import marker_guest, run_marker
 
 DEVELOPMENT = CompilerSettings(require_hardening=False)
@@ -36,7 +37,7 @@ def real_compiler(settings: CompilerSettings = DEVELOPMENT) -> Compiler:
 
 
 async def test_an_artifact_comes_back_sealed(tmp_path: Path) -> None:
-    made = await make_compiler(tmp_path, HONEST).compile(component(), publisher="p")
+    made = await compile_sealed(make_compiler(tmp_path, HONEST), component())
     assert read(made.artifact) == artifact_for(WASM)
     assert (made.memories, made.bridge_applied) == (1, False)
     with pytest.raises(PermissionError):
@@ -57,7 +58,7 @@ sys.exit(3)
 """
     try:
         with pytest.raises(RefusalError) as caught:
-            await make_compiler(tmp_path, body).compile(component(), publisher="p")
+            await compile_sealed(make_compiler(tmp_path, body), component())
     finally:
         os.close(secret)
     facts = json.loads(caught.value.public_detail.removeprefix("The component was rejected: ").removesuffix("."))
@@ -75,16 +76,33 @@ sys.exit(3)
 """
     settings = CompilerSettings(memory_bytes=1 << 30, cpu_seconds=7, max_artifact_bytes=1 << 20)
     with pytest.raises(RefusalError) as caught:
-        await make_compiler(tmp_path, body, settings).compile(component(), publisher="p")
+        await compile_sealed(make_compiler(tmp_path, body, settings), component())
     assert "[[1073741824, 1073741824], [7, 8], [1048576, 1048576], [0, 0], [64, 64]]" in caught.value.public_detail
 
 
 async def test_a_rejection_carries_the_compilers_words_and_no_control_characters(tmp_path: Path) -> None:
     body = """report(verdict="rejected", message="it has\\nfive \\x1b[31mmemories\\u202e"); sys.exit(3)"""
     with pytest.raises(RefusalError) as caught:
-        await make_compiler(tmp_path, body).compile(component(), publisher="p")
+        await compile_sealed(make_compiler(tmp_path, body), component())
     assert caught.value.reason is Reason.COMPILE_REJECTED
     assert caught.value.public_detail == "The component was rejected: it has five [31mmemories."
+
+
+async def test_operators_read_why_an_artifact_has_no_bridge(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    body = 'artifact(); report(bridge_applied=wasm.endswith(b"bridged"), message="it imports\\x1b[31m\\nsomething\\u202e else")'
+    compiler = make_compiler(tmp_path, body)
+    with caplog.at_level(logging.INFO):
+        await compile_sealed(compiler, component(WASM + b"bridged"))
+        assert "compiled_without_bridge" not in caplog.text
+        await compile_sealed(compiler, component())
+    (line,) = [record for record in caplog.records if record.message == "compiled_without_bridge"]
+    assert (line.__dict__["content_hash"], line.__dict__["reason"]) == (make_bundle().hash, "it imports[31m something else")
+    caplog.clear()
+    # Where no bridge is wanted, there is nothing to say.
+    settings = CompilerSettings(require_hardening=False, profile=EngineProfile(bridge=False))
+    with caplog.at_level(logging.INFO):
+        await compile_sealed(make_compiler(tmp_path, body, settings), component())
+    assert not [record for record in caplog.records if record.message == "compiled_without_bridge"]
 
 
 @pytest.mark.parametrize(("concurrency", "most"), [(1, 1), (2, 2)])
@@ -100,14 +118,16 @@ os.unlink(mine)
 artifact(); report(memories=count)
 """
     compiler = make_compiler(tmp_path, body, CompilerSettings(require_hardening=False, concurrency=concurrency))
-    made = await asyncio.gather(*(compiler.compile(component(WASM + bytes([number])), publisher=f"p{number}") for number in range(4)))
+    made = await asyncio.gather(
+        *(compile_sealed(compiler, component(WASM + bytes([number])), publisher=f"p{number}") for number in range(4))
+    )
     assert max(one.memories for one in made) <= most
 
 
 async def test_cancelling_ends_the_child(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     body = f'open("{pid_file}.part", "w").write(str(os.getpid())); os.rename("{pid_file}.part", "{pid_file}"); time.sleep(600)'
-    call = asyncio.create_task(make_compiler(tmp_path, body).compile(component(), publisher="p"))
+    call = asyncio.create_task(compile_sealed(make_compiler(tmp_path, body), component()))
     async with asyncio.timeout(30):
         while not pid_file.exists():  # noqa: ASYNC110 - another process makes it
             await asyncio.sleep(0.01)
@@ -121,7 +141,7 @@ async def test_cancelling_ends_the_child(tmp_path: Path) -> None:
 async def test_a_program_that_cannot_be_started_is_an_error_of_ours() -> None:
     compiler = Compiler(DEVELOPMENT, engine_fingerprint=FINGERPRINT, command=("/nonexistent/compiler",))
     with pytest.raises(RefusalError) as caught:
-        await compiler.compile(component(), publisher="p")
+        await compile_sealed(compiler, component())
     assert caught.value.reason is Reason.INTERNAL
     assert "nonexistent" not in caught.value.public_detail
 
@@ -130,13 +150,13 @@ async def test_no_descriptor_and_no_child_is_left(tmp_path: Path) -> None:
     compiler = make_compiler(tmp_path, HONEST)
     before, before_children = open_descriptors(), children()
     for _ in range(3):
-        (await compiler.compile(component(), publisher="p")).artifact.close()
+        (await compile_sealed(compiler, component())).artifact.close()
     assert open_descriptors() <= before
     assert children() <= before_children
 
 
 async def test_the_real_child_compiles_what_then_runs() -> None:
-    made = await real_compiler().compile(component(marker_guest("I am A")), publisher="p")
+    made = await compile_sealed(real_compiler(), component(marker_guest("I am A")))
     assert run_marker(made.artifact.fileno()) == "I am A"
     assert made.memories == 1
 
@@ -152,7 +172,7 @@ async def test_the_real_child_compiles_what_then_runs() -> None:
 )
 async def test_the_real_child_rejects_what_is_no_component(data: bytes, words: str) -> None:
     with pytest.raises(RefusalError) as caught:
-        await real_compiler().compile(component(data), publisher="p")
+        await compile_sealed(real_compiler(), component(data))
     assert caught.value.reason is Reason.COMPILE_REJECTED
     assert words in caught.value.public_detail
 
@@ -162,7 +182,7 @@ async def test_the_real_child_of_another_profile_is_refused() -> None:
         CompilerSettings(require_hardening=False, profile=EngineProfile(fuel=False)), engine_fingerprint=engine_fingerprint()
     )
     with pytest.raises(RefusalError) as caught:
-        await compiler.compile(component(marker_guest("A")), publisher="p")
+        await compile_sealed(compiler, component(marker_guest("A")))
     assert caught.value.reason is Reason.INTERNAL
 
 
@@ -170,12 +190,15 @@ async def test_the_real_child_works_under_uvloop_too() -> None:
     program = (
         "import asyncio, uvloop\n"
         "from runnerd.artifacts.compiler import Compiler, CompilerSettings\n"
+        "from runnerd.artifacts.progress import Preparation\n"
         "from runnerd.artifacts.sealed import seal_bytes\n"
         "from runnerd.engine.profile import engine_fingerprint\n"
-        "import sys\n"
+        "import sys, types\n"
         "async def main():\n"
         "    compiler = Compiler(CompilerSettings(require_hardening=False), engine_fingerprint=engine_fingerprint())\n"
-        "    made = await compiler.compile(seal_bytes('component', sys.stdin.buffer.read()), publisher='p')\n"
+        "    component = seal_bytes('component', sys.stdin.buffer.read())\n"
+        "    preparation = Preparation(types.SimpleNamespace(content_hash='h', publisher='p'), lambda: None)\n"
+        "    made = await compiler.compile(lambda: asyncio.sleep(0, component), publisher='p', preparation=preparation)\n"
         "    print(made.memories)\n"
         "uvloop.run(main())\n"
     )
@@ -196,7 +219,7 @@ def test_the_command_line_keeps_foreign_modules_out() -> None:
 
 async def test_a_compiler_gives_way_to_the_guests_in_its_group_and_as_a_group() -> None:
     wasm = marker_guest("compiled behind the others")
-    compiling = asyncio.create_task(real_compiler().compile(component(wasm), publisher="p"))
+    compiling = asyncio.create_task(compile_sealed(real_compiler(), component(wasm)))
     seen: set[tuple[int, int, str]] = set()
     before = children()
     while not compiling.done():

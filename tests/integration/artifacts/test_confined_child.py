@@ -11,6 +11,7 @@ import pytest
 from registry.domain.errors import RefusalError
 from runnerd.artifacts.compiler import Compiler, CompilerSettings
 from runnerd.artifacts.sealed import seal_bytes
+from tests.fakes.loading import compile_sealed
 
 _PROBE = """
 import codecs, ctypes, json, os, signal, socket, subprocess, sys, threading
@@ -72,7 +73,7 @@ async def findings(tmp_path: Path) -> dict[str, str]:
     path.write_text(_PROBE)
     compiler = Compiler(CompilerSettings(), engine_fingerprint="0" * 64, command=(sys.executable, "-I", str(path)))
     with pytest.raises(RefusalError) as caught:
-        await compiler.compile(seal_bytes("component", b"x"), publisher="p")
+        await compile_sealed(compiler, seal_bytes("component", b"x"))
     words = caught.value.public_detail.removeprefix("The component was rejected: ").removesuffix(".")
     return dict(word.split("=", 1) for word in words.split(";"))
 
@@ -98,6 +99,6 @@ os._exit(compiler_child.main(sys.argv[1:]))
     path.write_text(program)
     compiler = Compiler(CompilerSettings(), engine_fingerprint="0" * 64, command=(sys.executable, "-I", str(path), "--require-hardening"))
     with pytest.raises(RefusalError) as caught:
-        await compiler.compile(seal_bytes("component", b"x"), publisher="p")
+        await compile_sealed(compiler, seal_bytes("component", b"x"))
     assert "could not be compiled" in caught.value.public_detail
     assert json.dumps(caught.value.metadata) == '{"stage": "compile"}'

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
+import os
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,9 +26,13 @@ class FakeLoader:
     room: int = 5
     seconds: float = 0.001
     refuse: set[int] = field(default_factory=set)
+    broken: set[int] = field(default_factory=set)
+    unlisted: bool = False
     checked: list[tuple[int, float]] = field(default_factory=list)
 
     async def list_cached(self) -> tuple[CacheEntry, ...]:
+        if self.unlisted:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return ENTRIES
 
     async def check(self, entry: CacheEntry) -> bool:
@@ -34,6 +41,8 @@ class FakeLoader:
         await asyncio.sleep(self.seconds)
         if number in self.refuse:
             raise RefusalError(Reason.HASH_DENIED, "This content was revoked.")
+        if number in self.broken:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return len(self.checked) <= self.room
 
 
@@ -49,6 +58,17 @@ async def test_everything_is_checked_in_order_whatever_is_refused() -> None:
     loader = FakeLoader(refuse={0, 3})
     await through(AheadChecker(loader, is_busy=lambda: False))
     assert [number for number, _ in loader.checked] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("loader", "checked", "refused"), [(FakeLoader(broken={1, 3}), 3, 2), (FakeLoader(unlisted=True), 0, 0)])
+async def test_it_says_that_it_is_through_whatever_the_machine_fails(
+    caplog: pytest.LogCaptureFixture, loader: FakeLoader, checked: int, refused: int
+) -> None:
+    with caplog.at_level(logging.INFO):
+        await through(AheadChecker(loader, is_busy=lambda: False))
+    said = caplog.records[-1].__dict__
+    assert (said["message"], said["checked"], said["refused"]) == ("artifacts checked ahead", checked, refused)
+    assert "Too many open files" in caplog.text
 
 
 async def test_it_ends_where_memory_has_no_more_room() -> None:

@@ -175,6 +175,41 @@ async def test_of_two_who_find_a_claim_stale_the_faster_one_has_it() -> None:
     await slower.aclose()
 
 
+async def test_who_finds_the_claim_taken_while_renewing_leaves_it_alone() -> None:
+    class Raced(MemoryBundleStore):
+        deleted = 0
+
+        async def delete(self, key: str) -> None:
+            self.deleted += 1
+            await super().delete(key)
+            # In the gap.
+            self.objects[key] = b"another daemon's"
+
+    store = Raced()
+    one = claims(store, stale_seconds=0.03)
+    assert await one.take("x")
+    await until(lambda: store.deleted)
+    # Some renewals later nothing of the other's was touched, nor is it when the work is done.
+    await asyncio.sleep(0.1)
+    await one.release("x")
+    assert store.deleted == 1
+    assert store.objects == {"claims/x": b"another daemon's"}
+    await one.aclose()
+
+
+async def test_a_claim_that_cannot_be_read_is_waited_for_and_then_overtaken() -> None:
+    store = MemoryBundleStore()
+    store.objects["claims/x"] = bytes(257)
+    one = claims(store, stale_seconds=0.2)
+    assert not await one.take("x")
+    assert not await one.take("x")
+    assert store.objects["claims/x"] == bytes(257)
+    await asyncio.sleep(0.25)
+    assert await one.take("x")
+    assert len(store.objects["claims/x"]) == 32
+    await one.aclose()
+
+
 async def test_a_store_that_fails_while_renewing_leaves_the_claim_to_become_stale() -> None:
     store = MemoryBundleStore()
     one, two = claims(store), claims(store)

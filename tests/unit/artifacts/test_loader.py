@@ -49,6 +49,8 @@ async def test_a_bundle_is_verified_compiled_and_sealed(installation: Installati
         os.pwrite(extension.artifact.fileno(), b"x", 0)
     assert installation.compiler.publishers == ["publisher-example"]
     assert installation.metrics.seen == {"verification:ok": 2, "compiled": 1, "loaded:compiler": 1}
+    # As the compiler's side measured it: neither waiting nor fetching.
+    assert installation.metrics.compile_seconds == [0.25]
 
 
 async def test_a_second_load_is_from_memory_and_a_second_daemon_loads_from_the_cache(installation: Installation) -> None:

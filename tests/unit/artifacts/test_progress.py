@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,21 @@ def test_a_preparation_is_shown_from_stage_to_stage_and_then_gone(caplog: pytest
     assert board.describe(bundle.content_hash) == {}
     with caplog.at_level(logging.INFO), board.preparing(bundle) as preparation:
         assert board.describe(bundle.content_hash) == {"stage": "looking", "elapsed_seconds": "0"}
-        preparation.fetching()
         preparation.waiting(lambda: 7)
         assert board.describe(bundle.content_hash) == {"stage": "waiting", "elapsed_seconds": "0", "ahead": "7"}
+        preparation.fetching()
+        assert board.describe(bundle.content_hash) == {"stage": "fetching", "elapsed_seconds": "0"}
+        preparation.began, preparation.stage_began = time.monotonic() - 100, time.monotonic() - 60
         preparation.compiling()
         assert board.describe(bundle.content_hash)["stage"] == "compiling"
     assert board.describe(bundle.content_hash) == {}
-    assert metrics.stages == [(0, 0, False), (1, 0, False), (0, 1, True), (0, 0, False)]
+    assert metrics.stages == [(1, 0, False), (0, 0, False), (0, 1, True), (0, 0, False)]
+    assert metrics.fetching == [0, 1, 0, 0]
     assert [record.message for record in caplog.records] == ["compilation started", "compilation ended"]
-    ended = caplog.records[-1].__dict__
+    started, ended = (record.__dict__ for record in caplog.records)
+    # Fetching is no waiting.
+    assert started["waited_seconds"] == pytest.approx(40, abs=0.01)
+    assert started["fetch_seconds"] >= 60
     assert (ended["content_hash"], ended["publisher"], ended["compiled"]) == (bundle.content_hash, "example", True)
 
 

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import structlog
 
+from registry.domain.capabilities import KNOWN
 from registry.domain.errors import Reason
 from registry.logs import MAX_VALUE_CHARACTERS, configure_logs, correlate, correlated
+from runnerd.artifacts.compiler import CompilerSettings
 from runnerd.dispatch.outcome import Usage
 from runnerd.rpc.wire import WireProblem
-from runnerd.telemetry.metrics import PRESCAN_PROBLEMS, Metrics
+from runnerd.telemetry.metrics import HOST_CALL_RESULTS, PRESCAN_PROBLEMS, VERIFICATION_RESULTS, Metrics
 
 
 @pytest.fixture
@@ -116,6 +118,11 @@ def test_correlation__takes_only_its_own_fields() -> None:
 USAGE = Usage(wall_us=1000, queue_us=10, cpu_us=900, fuel=12345, peak_memory_bytes=65536, host_calls=2, egress_request_bytes=7)
 
 
+def series(metrics: Metrics) -> set[str]:
+    """Return names and labels of what is exposed."""
+    return {line.rpartition(" ")[0] for line in metrics.render().decode().splitlines() if not line.startswith("#")}
+
+
 def test_series__do_not_grow_with_what_callers_say() -> None:
     metrics = Metrics()
     metrics.usage("completed", USAGE)
@@ -136,6 +143,27 @@ def test_series__do_not_grow_with_what_callers_say() -> None:
         touch(f"word-{number}")
     assert len(metrics.render().splitlines()) == before
     assert b"word-" not in metrics.render()
+
+
+def test_series_of_closed_sets__are_there_before_anything_happened() -> None:
+    metrics = Metrics()
+    before = series(metrics)
+    for result in VERIFICATION_RESULTS:
+        metrics.verification(result)
+    for capability in KNOWN:
+        metrics.denial(capability)
+        for result in HOST_CALL_RESULTS:
+            metrics.host_call(capability, result)
+    metrics.preparing(waiting=1, fetching=1, compiling=1, oldest_start=1.0)
+    assert series(metrics) == before
+
+
+def test_compilations__are_told_apart_up_to_the_limit_of_a_compiler() -> None:
+    metrics = Metrics()
+    metrics.compiled(150.0)
+    limit = CompilerSettings().wall_seconds
+    assert f'extrunner_compile_duration_seconds_bucket{{le="{limit}"}} 1.0' in metrics.render().decode()
+    assert 'extrunner_compile_duration_seconds_bucket{le="120.0"} 0.0' in metrics.render().decode()
 
 
 def test_names__carry_the_prefix_and_figures_arrive() -> None:
