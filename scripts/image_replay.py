@@ -239,7 +239,9 @@ def _canonical(name: str) -> str:
 
 def _is_unwanted(path: Path) -> bool:
     is_test = path.name.startswith("test_") or path.name == "conftest.py" or (path.name in {"test", "tests"} and path.is_dir())
-    return is_test or path.suffix in {".c", ".cpp", ".h", ".pyx", ".wat"}
+    # The bridge's text is what the compiler child assembles: product, not source of it.
+    is_source = path.suffix in {".c", ".cpp", ".h", ".pyx", ".wat"} and not path.match("runnerd/engine/bridge.wat")
+    return is_test or is_source
 
 
 def _python(environment: Path, code: str) -> str:

@@ -41,12 +41,12 @@ CONTEXT_DATA = record(
 )
 HTTP_HEADER = record("http-header", name=TEXT, value=TEXT)
 HEADERS = ListOf(HTTP_HEADER, 256)
-REQUEST_BODY = Data(32 * 1024 * 1024)
+BODY = Data(32 * 1024 * 1024)
 HTTP_REQUEST = record("http-request", method=TEXT, url=TEXT, headers=HEADERS, body=Option(DATA))
-HTTP_RESPONSE = record("http-response", status=U16, headers=HEADERS, body=Option(REQUEST_BODY))
-INCOMING_HTTP_REQUEST = record("http-request", method=TEXT, url=TEXT, headers=HEADERS, body=Option(REQUEST_BODY))
+HTTP_RESPONSE = record("http-response", status=U16, headers=HEADERS, body=Option(BODY))
+INCOMING_HTTP_REQUEST = record("http-request", method=TEXT, url=TEXT, headers=HEADERS, body=Option(BODY))
 EXECUTE_REQUEST = record("execute-request", context=CONTEXT_DATA, http=INCOMING_HTTP_REQUEST)
-EXECUTE_RESPONSE = record("execute-response", status=U16, headers=HEADERS, body=Option(REQUEST_BODY))
+EXECUTE_RESPONSE = record("execute-response", status=U16, headers=HEADERS, body=Option(BODY))
 SECRET_ERROR = enum("secret-error", "missing denied expired internal")
 HTTP_ERROR = enum("http-error", "invalid-url not-allowed transport internal")
 STORAGE_ERROR = enum("storage-error", "missing conflict denied internal")
@@ -296,7 +296,7 @@ FUNCTIONS: tuple[HostFunction, ...] = (
     _function(9, f"{_ALGA}logging.log-info", _MESSAGE, "log.emit", local=True),
     _function(10, f"{_ALGA}logging.log-warn", _MESSAGE, "log.emit", local=True),
     _function(11, f"{_ALGA}logging.log-error", _MESSAGE, "log.emit", local=True),
-    _function(12, f"{_ALGA}ui-proxy.call-route", (("route", TEXT), ("payload", Option(DATA))), "ui.proxy", result=REQUEST_BODY,
+    _function(12, f"{_ALGA}ui-proxy.call-route", (("route", TEXT), ("payload", Option(DATA))), "ui.proxy", result=BODY,
               error=PROXY_ERROR, denied="denied", effectful=True),
     _function(13, f"{_ALGA}user.get-user", (), "user.read", result=USER_DATA, **_USER),
     _function(14, f"{_ALGA}user-v2.get-user", (), "user.read", result=USER_DATA_V2, **_USER),

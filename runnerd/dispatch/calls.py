@@ -133,19 +133,38 @@ class CallTable:
         self._body_of = None
         return calls
 
+    def check(self, kind: FrameKind, call_id: int, length: int) -> OpenCall:
+        """Return the call that a frame is for, by its header alone.
+
+        Raises:
+            ViolationError: such a frame may not come now; the worker has to be killed.
+        """
+        if self._body_of is not None:
+            call = self._body_of[0]
+            if kind is not FrameKind.BODY or call_id != call.call_id:
+                raise ViolationError(f"a {kind.name} frame where a body was announced")  # noqa: EM102, TRY003
+            # The worker, too, refuses what is larger than the call may answer; one that sends it is not ours any more.
+            if length > call.limits.response_bytes:
+                raise ViolationError(f"a body of {length} bytes where {call.limits.response_bytes} are allowed")  # noqa: EM102, TRY003
+            return call
+        if kind not in _HANDLED:
+            raise ViolationError(f"a {kind.name} frame that nothing announced")  # noqa: EM102, TRY003
+        known = self._calls.get(call_id)
+        if known is None or not known.started:
+            raise ViolationError(f"{kind.name} for a call that this worker does not have")  # noqa: EM102, TRY003
+        return known
+
     def on_frame(self, frame: Frame) -> Event | None:
         """Account for one frame of the worker.
 
         Raises:
             FrameError: it may not be; the worker has to be killed.
         """
+        call = self.check(frame.kind, frame.call_id, len(frame.payload))
         if self._body_of is not None:
-            return self._on_body(frame)
-        if frame.kind not in _HANDLED:
-            raise ViolationError(f"a {frame.kind.name} frame that nothing announced")  # noqa: EM102, TRY003
-        call = self._calls.get(frame.call_id)
-        if call is None or not call.started:
-            raise ViolationError(f"{frame.kind.name} for a call that this worker does not have")  # noqa: EM102, TRY003
+            done = self._body_of[1]
+            self._body_of = None
+            return self._finish(call, done, frame.payload)
         if frame.kind is FrameKind.HOST_CALL:
             return self._on_host_call(call, frame)
         if frame.kind is FrameKind.LOG:
@@ -213,17 +232,6 @@ class CallTable:
             self._body_of = (call, done)
             return None
         return self._finish(call, done, None)
-
-    def _on_body(self, frame: Frame) -> CallFinished:
-        if self._body_of is None:
-            message = "a BODY that nothing announced"
-            raise ViolationError(message)
-        call, done = self._body_of
-        if frame.kind is not FrameKind.BODY or frame.call_id != call.call_id:
-            message = f"a {frame.kind.name} frame where a body was announced"
-            raise ViolationError(message)
-        self._body_of = None
-        return self._finish(call, done, frame.payload)
 
     def _finish(self, call: OpenCall, done: worker_pb2.Done, body: bytes | None) -> CallFinished:
         del self._calls[call.call_id]

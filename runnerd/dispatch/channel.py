@@ -40,6 +40,8 @@ class FrameChannel:
     Args:
         connection: this end; owned from now on.
         on_frame: called with each frame; may raise FrameError, which ends the channel.
+        on_announced: called with kind, call id and length of a frame of which a part has come, before more is waited for; may raise
+            FrameError as well. So nothing is held for a frame that will not count.
         on_closed: called once, when the channel ends other than by `close`: FrameError for a violation, OSError or None for an end of file.
         stall_seconds: how long a worker may take nothing while something waits for it.
     """
@@ -49,12 +51,14 @@ class FrameChannel:
         connection: socket.socket,
         *,
         on_frame: Callable[[Frame], None],
+        on_announced: Callable[[FrameKind, int, int], None],
         on_closed: Callable[[Exception | None], None],
         stall_seconds: float = 10.0,
     ) -> None:
         connection.setblocking(False)
         self._socket = connection
         self._on_frame = on_frame
+        self._on_announced = on_announced
         self._on_closed = on_closed
         self._stall_seconds = stall_seconds
         self._loop = asyncio.get_running_loop()
@@ -180,6 +184,9 @@ class FrameChannel:
                 self._on_frame(frame)
                 if not self._open:
                     return
+            announced = self._decoder.announced
+            if announced is not None:
+                self._on_announced(*announced)
         except FrameError as error:
             self._give_up(error)
 

@@ -145,7 +145,13 @@ class WorkerConnection:
         self._doomed = False
         self._hello: asyncio.Future[worker_pb2.Hello] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._channel = FrameChannel(process.sock, on_frame=self._on_frame, on_closed=self._on_closed, stall_seconds=settings.stall_seconds)
+        self._channel = FrameChannel(
+            process.sock,
+            on_frame=self._on_frame,
+            on_announced=self._on_announced,
+            on_closed=self._on_closed,
+            stall_seconds=settings.stall_seconds,
+        )
         self._components = MappedComponents(self._channel, limit=settings.max_components)
 
     @property
@@ -358,11 +364,15 @@ class WorkerConnection:
             await asyncio.wait(bystanders, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         self.end("backstop")
 
+    def _on_announced(self, kind: FrameKind, call_id: int, length: int) -> None:
+        if not self._hello.done():
+            _require_hello(kind, call_id)
+        else:
+            self._table.check(kind, call_id, length)
+
     def _on_frame(self, frame: Frame) -> None:
         if not self._hello.done():
-            if frame.kind is not FrameKind.HELLO or frame.call_id != NO_CALL:
-                message = f"{frame.kind.name} before Hello"
-                raise ViolationError(message)
+            _require_hello(frame.kind, frame.call_id)
             self._hello.set_result(parse_message(worker_pb2.Hello, frame.payload))
             return
         event = self._table.on_frame(frame)
@@ -494,3 +504,9 @@ class WorkerConnection:
 def _start_of(call: OpenCall, invocation: Invocation, component: int) -> bytes:
     remaining = call.deadline - time.monotonic()
     return build_start(invocation, component=component, wall_time_us=max(1, round(remaining * 1e6))).SerializeToString()
+
+
+def _require_hello(kind: FrameKind, call_id: int) -> None:
+    if kind is not FrameKind.HELLO or call_id != NO_CALL:
+        message = f"{kind.name} before Hello"
+        raise ViolationError(message)

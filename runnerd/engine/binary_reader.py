@@ -11,7 +11,13 @@ from typing import NoReturn
 
 CORE_PREAMBLE = b"\0asm\x01\x00\x00\x00"
 COMPONENT_PREAMBLE = b"\0asm\x0d\x00\x01\x00"
-SORT_CORE = 0
+CUSTOM, CORE_MODULE, CORE_INSTANCE, CORE_TYPE, COMPONENT, INSTANCE, ALIAS, TYPE, CANON, START, IMPORT, EXPORT = range(12)
+"""Sections of a component."""
+SORT_CORE, SORT_FUNCTION, SORT_VALUE, SORT_TYPE, SORT_COMPONENT, SORT_INSTANCE = range(6)
+"""Sorts of things; a core one is followed by its own."""
+CORE_SORT_FUNCTION, CORE_SORT_MEMORY, CORE_SORT_MODULE, CORE_SORT_INSTANCE = 0x00, 0x02, 0x11, 0x12
+ALIAS_EXPORT, ALIAS_CORE_EXPORT, ALIAS_OUTER = range(3)
+"""What an alias names."""
 MAX_ENTRIES = 100_000
 MAX_NAME_BYTES = 4_096
 
@@ -91,6 +97,16 @@ class BinaryReader:
         """Read a sort; the second number is that of a core sort."""
         first = self.byte()
         return first, self.byte() if first == SORT_CORE else 0
+
+    def external_type(self) -> tuple[tuple[int, int], int]:
+        """Step over what an import or export is; return its sort and the index of its type, -1 where it has none."""
+        sort = self.sort()
+        if sort[0] in {SORT_VALUE, SORT_TYPE} and self.byte() != 0:
+            if sort[0] == SORT_VALUE:
+                self.u32()
+            # A fresh resource.
+            return sort, -1
+        return sort, self.u32()
 
     def section(self) -> tuple[int, BinaryReader]:
         """Read a section's header and step over it; return its number and a reader of its content."""

@@ -1,7 +1,8 @@
 """The host's end of the bridge: images of memory for `run`, the image that comes back, and the host calls in between.
 
 An image crosses as a string of hexadecimal digits, a body that is all ASCII as it is (`bridge.wat`). What comes back was written by the
-engine's own copies into the bridge's memory, but it holds what a guest chose: every address and length is checked (`canonical.GuestImage`).
+engine's own copies into the bridge's memory, but it holds what a guest chose: every address and length is checked
+(`memory_images.GuestImage`).
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import wasmtime
 from wasmtime import component
 
 from registry.domain.headers import MAX_HEADER_BYTES, MAX_HEADERS
-from runnerd.capabilities.catalog import BY_NUMBER
+from runnerd.capabilities.catalog import BY_NUMBER, HostFunction
+from runnerd.capabilities.shapes import DATA_BYTES, Enum
 from runnerd.engine import bindings as b
 from runnerd.engine import calls
 from runnerd.engine.answers import GuestAnswer
-from runnerd.engine.canonical import GuestImage, align_up, flat_of, lift_flat, result_image
-from runnerd.engine.component_values import GuestTypeError, clear
+from runnerd.engine.component_values import GuestTypeError, clear, refuse_size
 from runnerd.engine.host_functions import answer_guest
-from runnerd.engine.outcomes import LimitExceeded, LimitKind
+from runnerd.engine.memory_images import GuestImage, align_up, flat_of, lift_flat, result_image
+from runnerd.engine.outcomes import InternalError, LimitExceeded, LimitKind
 
 HOST = "extrunner:bridge/host"
 """Import of every composed component: `refuse`, and `call` where it carries host calls."""
@@ -31,6 +33,8 @@ RUN = "extrunner-bridge-run"
 """Export of every composed component."""
 BASE = 1024
 """Where every image from the host lands (`bridge.wat`)."""
+MAX_QUESTION_BYTES = DATA_BYTES + 512 * 1024
+"""What a guest may hand to one host call, all its arguments together: the largest value, and texts beside it."""
 MAX_ANSWER_HEAD_BYTES = 1024 * 1024
 """What a response may have beside the body: headers, and what the engine's copies leave between."""
 
@@ -185,30 +189,34 @@ def _read_digits(value: Any) -> bytes:
 
 # --- host calls ------------------------------------------------------------------------------------------------------------------------
 
-_CARRIED = {number: function for number, function in BY_NUMBER.items() if function.carries_bytes}
-_SLOTS: Mapping[int, int] = {number: sum(len(flat_of(shape)) for _, shape in function.params) for number, function in _CARRIED.items()}
+_CARRIED: Mapping[int, tuple[HostFunction, Enum]] = {
+    number: (function, function.error) for number, function in BY_NUMBER.items() if function.carries_bytes and function.error is not None
+}
+"""With the error that each answers with: the composer carries no function without one."""
+_SLOTS: Mapping[int, int] = {number: sum(len(flat_of(shape)) for _, shape in function.params) for number, (function, _) in _CARRIED.items()}
 
 
 def host_call(_context: Any, arguments: Any, _argument_count: int, results: Any, _result_count: int) -> None:
     """Answer the bridge's import `call`: an image with the parameters of one host function, its number last."""
     call = calls.current()
-    image = _read_digits(arguments[0])
-    number = int.from_bytes(image[-_SLOT_BYTES:], "little")
-    function = _CARRIED.get(number)
-    if function is None:
-        message = f"the bridge carries no function {number}"
-        raise GuestTypeError(message)
+    try:
+        image = _read_digits(arguments[0])
+        function, errors = _CARRIED[int.from_bytes(image[-_SLOT_BYTES:], "little")]
+    except (GuestTypeError, KeyError):
+        # The bridge writes both, not its guest.
+        call.end(InternalError(message="the bridge asked for something that it does not carry"))
 
     def read() -> list[object]:
+        if len(image) == _SLOT_BYTES and _SLOTS[function.number]:
+            refuse_size(MAX_QUESTION_BYTES + 1, MAX_QUESTION_BYTES)
         memory = GuestImage(image, BASE)
-        count = _SLOTS[number]
+        count = _SLOTS[function.number]
         slots = iter(memory.unpack(struct.Struct(f"<{count}Q"), BASE + len(image) - _SLOT_BYTES * (count + 1)))
         return [lift_flat(shape, memory, slots) for _, shape in function.params]
 
     def write(value: object, error: str | None) -> None:
-        if function.error is None:
-            raise GuestTypeError
-        _write_text(results[0], result_image(BASE, function.result, function.error, value, error).hex().encode())
+        answer = result_image(BASE, function.result, errors, value, error)
+        _write_text(results[0], answer.hex().encode())
 
     clear(results[0])
     answer_guest(call, function, read, write)

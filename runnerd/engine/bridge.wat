@@ -11,7 +11,8 @@
 
 ;; module arena
 (module
-  (memory (export "memory") 1)
+  ;; 160 MiB hold a request and a response of 32 MiB each, both in digits; a guest that answers more fills no more than this.
+  (memory (export "memory") 1 2560)
   (global $top (export "top") (mut i32) (i32.const 1024))
 
   ;; The canonical ABI's realloc, a bump allocator: everything lies in one piece from BASE to $top, and nothing is given back before the end.
@@ -144,7 +145,7 @@
 ;; Returns head and body alike: two words (pages of the author's memory at the end, or -1 where that is not known; how the body is written),
 ;; then the lowered execute-response, then what it points to. Its base is where the request's body, no longer in digits, ended, rounded up to 8.
 (module
-  (import "arena" "memory" (memory 1))
+  (import "arena" "memory" (memory 1 2560))
   (import "arena" "top" (global $top (mut i32)))
   (import "arena" "realloc" (func $realloc (param i32 i32 i32 i32) (result i32)))
   (import "arena" "decode" (func $decode (param i32 i32)))

@@ -32,6 +32,7 @@ class HostPort(Protocol):
         Raises:
             TimeoutError: no answer in time.
             InterruptedError: the call was cancelled meanwhile.
+            GuestSizeError: the arguments are more than one host call carries.
             ConnectionError: nobody answers any more, or the answer makes no sense.
         """
 

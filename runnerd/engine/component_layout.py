@@ -13,14 +13,32 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
-from runnerd.engine.binary_reader import COMPONENT_PREAMBLE, SORT_CORE, BinaryReader, CompileRejectedError
+from runnerd.engine.binary_reader import (
+    ALIAS,
+    ALIAS_OUTER,
+    CANON,
+    COMPONENT,
+    COMPONENT_PREAMBLE,
+    CORE_INSTANCE,
+    CORE_MODULE,
+    CORE_SORT_FUNCTION,
+    CORE_SORT_INSTANCE,
+    CORE_SORT_MODULE,
+    CUSTOM,
+    EXPORT,
+    IMPORT,
+    INSTANCE,
+    SORT_COMPONENT,
+    SORT_CORE,
+    SORT_FUNCTION,
+    SORT_INSTANCE,
+    SORT_TYPE,
+    SORT_VALUE,
+    TYPE,
+    BinaryReader,
+    CompileRejectedError,
+)
 
-# Sections of a component.
-CUSTOM, CORE_MODULE, CORE_INSTANCE, CORE_TYPE, COMPONENT, INSTANCE, ALIAS, TYPE, CANON, START, IMPORT, EXPORT = range(12)
-
-# Sorts, as in aliases and exports: the core ones stand behind a zero.
-FUNC, VALUE, SORT_TYPE, SORT_COMPONENT, SORT_INSTANCE = 1, 2, 3, 4, 5
-CORE_FUNC, CORE_TABLE, CORE_MEMORY, CORE_GLOBAL, CORE_SORT_MODULE, CORE_SORT_INSTANCE = 0x00, 0x01, 0x02, 0x03, 0x11, 0x12
 _CORE: Final = 0x100
 """Added to a core sort, so that both kinds are keys of one counter."""
 _MAX_TYPE_DEPTH = 32
@@ -136,7 +154,7 @@ class _Walk:
             give_up("it imports something after its first definition")
         name = body.external_name()
         sort, type_index = _extern(body)
-        if sort not in {FUNC, SORT_TYPE, SORT_INSTANCE}:
+        if sort not in {SORT_FUNCTION, SORT_TYPE, SORT_INSTANCE}:
             give_up(f"{name} is imported as a thing of sort {sort}")
         exports: tuple[tuple[str, Sort], ...] = ()
         if sort == SORT_INSTANCE:
@@ -152,7 +170,7 @@ class _Walk:
     def _alias(self, body: BinaryReader) -> None:
         sort = _sort(body)
         target = body.byte()
-        if target == 2:  # noqa: PLR2004 - outer
+        if target == ALIAS_OUTER:
             give_up("a root component refers to something outside")
         body.u32()
         body.name()
@@ -178,11 +196,11 @@ class _Walk:
                 _canon_option(body)
             if kind == 0x00:
                 body.u32()
-            self._layout.spaces[FUNC if kind == 0x00 else core(CORE_FUNC)] += 1
+            self._layout.spaces[SORT_FUNCTION if kind == 0x00 else core(CORE_SORT_FUNCTION)] += 1
         elif kind in {0x02, 0x03, 0x04}:
             # resource.new, resource.drop, resource.rep
             body.u32()
-            self._layout.spaces[core(CORE_FUNC)] += 1
+            self._layout.spaces[core(CORE_SORT_FUNCTION)] += 1
         else:
             give_up(f"a canonical function of kind {kind:#x}")
 
@@ -202,13 +220,10 @@ def _sort(body: BinaryReader) -> Sort:
 
 def _extern(body: BinaryReader) -> tuple[Sort, int]:
     """Step over an externdesc; return its sort and the index of its type, -1 where it has none."""
-    sort = _sort(body)
-    if sort == SORT_TYPE:
-        # eq with an index, or a fresh resource.
-        return sort, body.u32() if body.byte() == 0 else -1
-    if sort == VALUE:
+    (first, second), index = body.external_type()
+    if first == SORT_VALUE:
         give_up("a value is imported or exported")
-    return sort, body.u32()
+    return core(second) if first == SORT_CORE else first, index
 
 
 def _canon_option(body: BinaryReader) -> None:
@@ -247,7 +262,8 @@ def _declaration(body: BinaryReader, depth: int) -> tuple[str, Sort] | None:
         _definition(body, depth + 1)
     elif kind == 0x02:  # noqa: PLR2004 - an alias
         _sort(body)
-        outer = body.byte() == 2  # noqa: PLR2004 - outer: a count of levels and an index
+        # An outer one has a count of levels and an index.
+        outer = body.byte() == ALIAS_OUTER
         body.u32()
         _ = body.u32() if outer else body.name()
     elif kind == 0x03:  # noqa: PLR2004 - an import

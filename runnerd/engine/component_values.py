@@ -28,7 +28,8 @@ def _wrong(shape: Shape, kind: int) -> NoReturn:
     raise GuestTypeError(message)
 
 
-def _too_large(size: int, maximum: int) -> NoReturn:
+def refuse_size(size: int, maximum: int) -> NoReturn:
+    """Raise GuestSizeError."""
     message = f"{size} where at most {maximum} are allowed"
     raise GuestSizeError(message)
 
@@ -72,7 +73,7 @@ def _lift_float(shape: F64, value: Any) -> float:
 def _lift_text(shape: Text, value: Any) -> str:
     _expect(shape, value, b.KIND_STRING)
     if value.of.string.size > shape.max_bytes:
-        _too_large(value.of.string.size, shape.max_bytes)
+        refuse_size(value.of.string.size, shape.max_bytes)
     # The engine has checked that it is UTF-8.
     return b.get_name(value.of.string).decode()
 
@@ -80,7 +81,7 @@ def _lift_text(shape: Text, value: Any) -> str:
 def _lift_data(shape: Data, value: Any) -> bytes:
     _expect(shape, value, b.KIND_LIST)
     if value.of.list.size > shape.max_bytes:
-        _too_large(value.of.list.size, shape.max_bytes)
+        refuse_size(value.of.list.size, shape.max_bytes)
     try:
         return b.read_bytes(value.of.list)
     except TypeError:
@@ -96,7 +97,7 @@ def _lift_list(shape: ListOf, value: Any) -> list[object]:
     _expect(shape, value, b.KIND_LIST)
     items = value.of.list
     if items.size > shape.max_items:
-        _too_large(items.size, shape.max_items)
+        refuse_size(items.size, shape.max_items)
     return [lift(shape.item, items.data[index]) for index in range(items.size)]
 
 

@@ -29,18 +29,20 @@ import wasmtime
 
 from runnerd.capabilities.catalog import BY_NAME, HostFunction
 from runnerd.capabilities.shapes import F64, Bool, Data, Enum, ListOf, Option, Record, Shape, Text, TupleOf, Unsigned
-from runnerd.engine import component_layout as at
+from runnerd.engine import binary_reader as at
 from runnerd.engine.binary_reader import COMPONENT_PREAMBLE, BinaryReader
-from runnerd.engine.bridge import HOST, RUN
-from runnerd.engine.canonical import flat_of
+from runnerd.engine.bridge import HOST, MAX_QUESTION_BYTES, RUN
 from runnerd.engine.component_layout import ComponentLayout, LeadingImport, NotComposableError, core, give_up, read_layout
 from runnerd.engine.linker import interface_of
+from runnerd.engine.memory_images import flat_of
 
 AUTHOR = "extrunner-bridge-author"
 PAGES = "extrunner-bridge-pages"
 _RESERVED = re.compile(r"extrunner[:-]bridge")
 _HANDLER = "handler"
 _MAX_FLAT_PARAMETERS = 16
+_MAX_NAMED_AGAIN = 10_000
+"""The two worlds hold some fifty."""
 
 __all__ = ["AUTHOR", "PAGES", "NotComposableError", "compose"]
 
@@ -61,7 +63,7 @@ def compose(wasm: bytes, *, memories: int) -> bytes:
         give_up("it uses a name that is reserved for the bridge")
     if _HANDLER not in layout.exports:
         give_up("it exports no handler")
-    measured = memories == 1 and layout.spaces[core(at.CORE_MEMORY)] > 0
+    measured = memories == 1 and layout.spaces[core(at.CORE_SORT_MEMORY)] > 0
     author = wasm + (_measuring_part(layout) if measured else b"")
     composed = _Outer(layout, author, measured=measured).build()
     # SECURITY: a mistake in what stands before it must not make other bytes the author's component.
@@ -84,23 +86,23 @@ def _components(wasm: bytes) -> list[bytes]:
 # --- encoding --------------------------------------------------------------------------------------------------------------------------
 
 
-def _u32(value: int) -> bytes:
+def _leb128(value: int, *, last: int) -> bytes:
+    """Encode a number in seven bits a byte; the last byte is at most `last`."""
     encoded = bytearray()
-    while value > 0x7F:  # noqa: PLR2004 - the continuation bit
+    while value > last:
         encoded.append(value & 0x7F | 0x80)
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
 
 
+def _u32(value: int) -> bytes:
+    return _leb128(value, last=0x7F)
+
+
 def _value_type(index: int) -> bytes:
-    """Encode a defined type where a value type stands: a signed number, so the last byte must leave its sign bit clear."""
-    encoded = bytearray()
-    while index > 0x3F:  # noqa: PLR2004 - seven bits less the sign
-        encoded.append(index & 0x7F | 0x80)
-        index >>= 7
-    encoded.append(index)
-    return bytes(encoded)
+    """Encode a defined type where a value type stands: a signed number, whose last byte must leave its sign bit clear."""
+    return _leb128(index, last=0x3F)
 
 
 def _name(text: str) -> bytes:
@@ -186,7 +188,7 @@ def calls_component(functions: tuple[HostFunction, ...]) -> bytes:
   (core func $call
     (canon lower (func $host "call") (memory $memory) (realloc $realloc-answer)))
   (core module $code
-    (import "arena" "memory" (memory 1))
+    (import "arena" "memory" (memory 1 2560))
     (import "arena" "top" (global $top (mut i32)))
     (import "arena" "realloc" (func $realloc (param i32 i32 i32 i32) (result i32)))
     (import "arena" "encode" (func $encode (param i32 i32) (result i32)))
@@ -202,7 +204,8 @@ def _asking(function: HostFunction) -> str:
     """Return the core function that asks the host.
 
     It puts the parameters into slots of eight bytes behind what they point to, the function's number last, and sends everything from the
-    beginning of the arena in digits. The answer, in digits as well, lands there.
+    beginning of the arena in digits. The answer, in digits as well, lands there. Of a question that is too large only the number is sent:
+    its digits would be the host's memory, whatever the guest is granted.
     """
     flat = [core_type for _, shape in function.params for core_type in flat_of(shape)]
     widened = {"i32": "(i64.extend_i32_u {})", "i64": "{}", "f64": "(i64.reinterpret_f64 {})"}
@@ -213,12 +216,16 @@ def _asking(function: HostFunction) -> str:
     return f"""
     (func (export "f{function.number}") (param {" ".join(flat)}) (result i32)
       (local $slots i32)
+      (local $start i32)
       (local $length i32)
       (local.set $slots (call $realloc (i32.const 0) (i32.const 0) (i32.const 8) (i32.const {8 * len(flat) + 8})))
       {stores}
       (i64.store offset={8 * len(flat)} (local.get $slots) (i64.const {function.number}))
+      (local.set $start (i32.const 1024))
       (local.set $length (i32.sub (global.get $top) (i32.const 1024)))
-      (call $call (call $encode (i32.const 1024) (local.get $length)) (i32.shl (local.get $length) (i32.const 1)) (i32.const 32))
+      (if (i32.gt_u (local.get $length) (i32.const {MAX_QUESTION_BYTES}))
+        (then (local.set $start (i32.add (local.get $slots) (i32.const {8 * len(flat)}))) (local.set $length (i32.const 8))))
+      (call $call (call $encode (local.get $start) (local.get $length)) (i32.shl (local.get $length) (i32.const 1)) (i32.const 32))
       (call $decode (i32.load (i32.const 32)) (i32.load (i32.const 36)))
       (i32.load (i32.const 32)))"""
 
@@ -353,10 +360,10 @@ class _Sections:
         return self._one(at.IMPORT, _extern_name(name) + _sort(at.SORT_INSTANCE) + _u32(type_index), at.SORT_INSTANCE)
 
     def lower(self, function: int, options: bytes = b"\x00") -> int:
-        return self._one(at.CANON, b"\x01\x00" + _u32(function) + options, core(at.CORE_FUNC))
+        return self._one(at.CANON, b"\x01\x00" + _u32(function) + options, core(at.CORE_SORT_FUNCTION))
 
     def lift(self, core_function: int, type_index: int, options: bytes = b"\x00") -> int:
-        return self._one(at.CANON, b"\x00\x00" + _u32(core_function) + options + _u32(type_index), at.FUNC)
+        return self._one(at.CANON, b"\x00\x00" + _u32(core_function) + options + _u32(type_index), at.SORT_FUNCTION)
 
     def export(self, name: str, sort: int, index: int) -> int:
         return self._one(at.EXPORT, _extern_name(name) + _sort(sort) + _u32(index) + b"\x00", sort)
@@ -369,11 +376,11 @@ def _measuring_part(layout: ComponentLayout) -> bytes:
     """
     part = _Sections(dict(layout.spaces))
     module = part.core_module(_binary("pages"))
-    memory = part.core_exports({"memory": (at.CORE_MEMORY, 0)})
+    memory = part.core_exports({"memory": (at.CORE_SORT_MEMORY, 0)})
     instance = part.core_instantiate(module, {"author": memory})
-    pages = part.core_alias(instance, "pages", at.CORE_FUNC)
+    pages = part.core_alias(instance, "pages", at.CORE_SORT_FUNCTION)
     lifted = part.lift(pages, part.type(_PAGES_TYPE))
-    part.export(PAGES, at.FUNC, lifted)
+    part.export(PAGES, at.SORT_FUNCTION, lifted)
     return part.to_bytes()
 
 
@@ -390,6 +397,9 @@ class _Outer:
         sections = _Sections(dict(self.layout.leading_spaces))
         sections.verbatim(self.layout.leading)
         carried = {imported.name: found for imported in self.layout.imports if (found := _carried(imported))}
+        # Many imports may share one type with many exports, and each export is named again.
+        if sum(len(imported.exports) for imported in self.layout.imports if imported.name in carried) > _MAX_NAMED_AGAIN:
+            give_up("its imports hold too many things")
         host = sections.import_instance(HOST, sections.type(_host_type(calls=bool(carried))))
         arguments = self._arguments(sections, host, carried)
         author = sections.instantiate(sections.component(self.author), arguments)
@@ -413,23 +423,23 @@ class _Outer:
 
     def _run(self, sections: _Sections, host: int, author: int) -> None:
         """Add the arena and `run`, and export it."""
-        refuse = sections.lower(sections.alias(host, "refuse", at.FUNC))
-        refusing = sections.core_exports({"refuse": (at.CORE_FUNC, refuse)})
+        refuse = sections.lower(sections.alias(host, "refuse", at.SORT_FUNCTION))
+        refusing = sections.core_exports({"refuse": (at.CORE_SORT_FUNCTION, refuse)})
         arena = sections.core_instantiate(sections.core_module(_binary("arena")), {})
-        memory = sections.core_alias(arena, "memory", at.CORE_MEMORY)
-        realloc = sections.core_alias(arena, "realloc", at.CORE_FUNC)
-        handler = sections.lower(sections.alias(author, _HANDLER, at.FUNC), _options(memory, realloc))
+        memory = sections.core_alias(arena, "memory", at.CORE_SORT_MEMORY)
+        realloc = sections.core_alias(arena, "realloc", at.CORE_SORT_FUNCTION)
+        handler = sections.lower(sections.alias(author, _HANDLER, at.SORT_FUNCTION), _options(memory, realloc))
         if self.measured:
-            pages = sections.lower(sections.alias(author, PAGES, at.FUNC))
+            pages = sections.lower(sections.alias(author, PAGES, at.SORT_FUNCTION))
         else:
-            pages = sections.core_alias(arena, "unknown", at.CORE_FUNC)
-        calling = sections.core_exports({"handler": (at.CORE_FUNC, handler), "pages": (at.CORE_FUNC, pages)})
+            pages = sections.core_alias(arena, "unknown", at.CORE_SORT_FUNCTION)
+        calling = sections.core_exports({"handler": (at.CORE_SORT_FUNCTION, handler), "pages": (at.CORE_SORT_FUNCTION, pages)})
         code = sections.core_instantiate(sections.core_module(_binary("run")), {"arena": arena, "host": refusing, "author": calling})
-        run = sections.core_alias(code, "run", at.CORE_FUNC)
+        run = sections.core_alias(code, "run", at.CORE_SORT_FUNCTION)
         pair = sections.type(b"\x6f" + _vector([_STRING, _STRING]))
         run_type = sections.type(_function_type([("head", _STRING), ("body", _STRING)], _value_type(pair)))
         lifted = sections.lift(run, run_type, _options(memory, realloc))
-        sections.export(RUN, at.FUNC, lifted)
+        sections.export(RUN, at.SORT_FUNCTION, lifted)
 
 
 def _carried(imported: LeadingImport) -> dict[str, HostFunction]:
@@ -437,7 +447,7 @@ def _carried(imported: LeadingImport) -> dict[str, HostFunction]:
     if imported.sort != at.SORT_INSTANCE:
         return {}
     interface = interface_of(imported.name)
-    found = {name: BY_NAME.get((interface, name)) for name, sort in imported.exports if sort == at.FUNC}
+    found = {name: BY_NAME.get((interface, name)) for name, sort in imported.exports if sort == at.SORT_FUNCTION}
     return {name: function for name, function in found.items() if function is not None and function.carries_bytes}
 
 
@@ -446,7 +456,7 @@ def _rebuilt(sections: _Sections, imported: LeadingImport, carried: dict[str, Ho
     exports: list[tuple[str, int, int]] = []
     for name, sort in imported.exports:
         if name in carried:
-            index = sections.alias(calls, f"f{carried[name].number}", at.FUNC)
+            index = sections.alias(calls, f"f{carried[name].number}", at.SORT_FUNCTION)
         else:
             index = sections.alias(imported.index, name, sort)
         exports.append((name, sort, index))

@@ -75,13 +75,13 @@ def _answer(call: calls.Call, function: HostFunction, read: Callable[[], list[ob
     if function.capability not in call.capabilities:
         call.denied.add(function.capability)
         return _typed(function, function.denied)
+    answer = _LOCAL.get(function.qualified_name, _ask) if function.local else _ask
     try:
         values = read()
+        result = answer(call, function, values)
     except GuestSizeError:
         call.large_values = True
         return _typed(function, function.unacceptable)
-    answer = _LOCAL.get(function.qualified_name, _ask) if function.local else _ask
-    result = answer(call, function, values)
     call.large_values |= is_large(values) or is_large(result)
     return result
 

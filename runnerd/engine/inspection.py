@@ -14,9 +14,21 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from runnerd.engine.binary_reader import (
+    ALIAS,
+    ALIAS_OUTER,
+    COMPONENT,
     COMPONENT_PREAMBLE,
+    CORE_INSTANCE,
+    CORE_MODULE,
     CORE_PREAMBLE,
+    CORE_SORT_MODULE,
+    EXPORT,
+    IMPORT,
+    INSTANCE,
+    SORT_COMPONENT,
     SORT_CORE,
+    SORT_FUNCTION,
+    SORT_TYPE,
     BinaryReader,
     reject,
 )
@@ -47,7 +59,6 @@ MAX_DEFINED = {
 """Of all core modules in the binary together, whether anything instantiates them or not: the compiler works on every one. What the two
 toolchains make comes to 14 modules, 13,500 functions, 2,400 imports, 4,300 exports and 10,000 data segments."""
 
-_CUSTOM, _CORE_MODULE, _CORE_INSTANCE, _COMPONENT, _INSTANCE, _ALIAS, _IMPORT, _EXPORT = 0, 1, 2, 4, 5, 6, 10, 11
 _MODULE_FUNCTIONS, _MODULE_TABLES, _MODULE_MEMORIES, _MODULE_CODE = 3, 4, 5, 10
 _DEFINED_BY = {
     1: "types",
@@ -60,9 +71,6 @@ _DEFINED_BY = {
     9: "element segments",
     11: "data segments",
 }
-_SORT_FUNCTION, _SORT_VALUE, _SORT_TYPE, _SORT_COMPONENT = 1, 2, 3, 4
-_CORE_SORT_MODULE = 0x11
-_ALIAS_OUTER = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,9 +171,9 @@ class _Walk:
         scope = _Scope(parent)
         while reader.offset < reader.end:
             identifier, body = self.section(reader)
-            if identifier == _CORE_MODULE:
+            if identifier == CORE_MODULE:
                 scope.modules.append(self.module(body))
-            elif identifier == _COMPONENT:
+            elif identifier == COMPONENT:
                 if bytes(body.data[body.offset : body.offset + 8]) != COMPONENT_PREAMBLE:
                     reject("a nested component is malformed")
                 body.offset += len(COMPONENT_PREAMBLE)
@@ -254,7 +262,7 @@ def _aliases(reader: BinaryReader, scope: _Scope) -> None:
         sort = reader.sort()
         target = reader.byte()
         found: _Totals | None = None
-        if target == _ALIAS_OUTER:
+        if target == ALIAS_OUTER:
             found = _outer(scope, sort, reader.u32(), reader.u32())
         else:
             reader.u32()
@@ -273,9 +281,9 @@ def _outer(scope: _Scope, sort: tuple[int, int], levels: int, index: int) -> _To
 
 
 def _space(scope: _Scope, sort: tuple[int, int]) -> list[_Totals | None] | None:
-    if sort == (SORT_CORE, _CORE_SORT_MODULE):
+    if sort == (SORT_CORE, CORE_SORT_MODULE):
         return scope.modules
-    return scope.components if sort[0] == _SORT_COMPONENT else None
+    return scope.components if sort[0] == SORT_COMPONENT else None
 
 
 def _enter(scope: _Scope, sort: tuple[int, int], item: _Totals | None) -> None:
@@ -284,23 +292,11 @@ def _enter(scope: _Scope, sort: tuple[int, int], item: _Totals | None) -> None:
         space.append(item)
 
 
-def _description(reader: BinaryReader) -> tuple[int, int]:
-    """Skip an externdesc; return its sort."""
-    sort = reader.sort()
-    if sort[0] in {_SORT_VALUE, _SORT_TYPE}:
-        # Value and type bounds: a form, and an index unless it is a fresh resource.
-        if reader.byte() == 0 or sort[0] == _SORT_VALUE:
-            reader.u32()
-    else:
-        reader.u32()
-    return sort
-
-
 def _imports(reader: BinaryReader, scope: _Scope) -> None:
     for _ in range(reader.count()):
         name = reader.external_name()
-        sort = _description(reader)
-        if sort[0] != _SORT_TYPE:
+        sort, _ = reader.external_type()
+        if sort[0] != SORT_TYPE:
             scope.imports.append(name)
         _enter(scope, sort, None)
 
@@ -311,13 +307,13 @@ def _exports(reader: BinaryReader, scope: _Scope) -> None:
         sort = reader.sort()
         index = reader.u32()
         if reader.byte() == 1:
-            _description(reader)
+            reader.external_type()
         scope.exports.append(name)
-        if sort[0] == _SORT_FUNCTION:
+        if sort[0] == SORT_FUNCTION:
             scope.functions_exported.add(name)
         # An export is an index of its own.
         space = _space(scope, sort)
         _enter(scope, sort, space[index] if space is not None and index < len(space) else None)
 
 
-_SECTIONS = {_CORE_INSTANCE: _core_instances, _INSTANCE: _instances, _ALIAS: _aliases, _IMPORT: _imports, _EXPORT: _exports}
+_SECTIONS = {CORE_INSTANCE: _core_instances, INSTANCE: _instances, ALIAS: _aliases, IMPORT: _imports, EXPORT: _exports}

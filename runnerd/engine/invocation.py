@@ -202,6 +202,6 @@ def _figures(store: wasmtime.Store, loaded: LoadedComponent, call: calls.Call, t
         memory_cap=call.limits.memory_cap(max(loaded.memories, 1)),
         memory_allowed=call.limits.memory_bytes,
         memory_touched=0 if call.large_values else touched.bytes(),
-        carried=ORDINARY_PATH_BYTES,
+        carried=call.limits.response_bytes if loaded.bridged else ORDINARY_PATH_BYTES,
         table_elements_allowed=MAX_TABLE_ELEMENTS,
     )

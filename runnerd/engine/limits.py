@@ -20,6 +20,7 @@ from runnerd.engine.profile import (
 )
 
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
+"""Of a response's body: the operator's ceiling (DESIGN §7)."""
 ORDINARY_PATH_BYTES = 2 * 1024 * 1024
 """What leaves a guest in one value on the ordinary call path: above 2.66 MiB the engine itself ends the call (N4)."""
 MAX_WALL_SECONDS = 30.0

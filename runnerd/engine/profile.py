@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 MIB = 1024 * 1024
-BRIDGE_VERSION = "1"
+BRIDGE_VERSION = "2"
 """Of `bridge.wat`, `compose.py` and the images of `bridge.py`, together: another version is another fingerprint."""
 BRIDGE_MEMORIES = 2
 """Linear memories that the bridge adds to a component: one around the handler, one around the host calls."""

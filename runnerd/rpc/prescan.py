@@ -16,7 +16,7 @@ from registry.domain.errors import Reason, RefusalError
 from registry.domain.headers import MAX_HEADERS
 from registry.domain.limits import OPERATOR_CEILING
 from runnerd.rpc.wire import MessageRule, WireError, WireLimits, WireProblem, build_rule, scan
-from runnerd.worker.canonical import parse_canonical
+from runnerd.worker.small_messages import parse_canonical
 
 MAX_HEAD_BYTES = 128 * 1024
 MAX_USER_FIELDS = 32

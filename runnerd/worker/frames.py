@@ -7,7 +7,7 @@ The attack it stops (T4, T20): whoever has escaped into a worker writes any byte
 length before it allocates, takes no kind that a worker may not send, and scans a message's wire form (`wire_scan`) before a message object
 exists. Any violation is a `FrameError`; the daemon answers it by killing the worker.
 
-Standard library, protobuf and the generated messages only: the daemon imports this without wasmtime.
+Standard library, protobuf, the generated messages and the catalog's shapes only: the daemon imports this without wasmtime.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from typing import Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from extrunner.worker.v1 import worker_pb2
-from runnerd.worker.canonical import parse_canonical
+from runnerd.capabilities.shapes import DATA_BYTES
+from runnerd.worker.small_messages import parse_canonical
 from runnerd.worker.wire_scan import WireScanError, scan_message
 
 PROTOCOL_VERSION: Final = 2
@@ -42,9 +43,9 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 MAX_BODY_BYTES: Final = 32 * MIB
 """A request body at the operator's ceiling (DESIGN §7)."""
-MAX_GUEST_BYTES: Final = 32 * MIB
+MAX_RESPONSE_BYTES: Final = 32 * MIB
 """A response body at the operator's ceiling (DESIGN §7)."""
-MAX_HOST_CALL_BYTES: Final = 10 * MIB + 256 * KIB
+MAX_HOST_CALL_BYTES: Final = DATA_BYTES + 256 * KIB
 """The largest value that a guest can hand to a host call (`shapes.DATA_BYTES`), and what stands around it."""
 READ_CHUNK_BYTES: Final = 256 * KIB
 
@@ -74,7 +75,7 @@ FROM_WORKER: Final[Mapping[FrameKind, int]] = MappingProxyType(
     {
         FrameKind.HELLO: 64 * KIB,
         FrameKind.HOST_CALL: MAX_HOST_CALL_BYTES,
-        FrameKind.BODY: MAX_GUEST_BYTES,
+        FrameKind.BODY: MAX_RESPONSE_BYTES,
         FrameKind.DONE: 64 * KIB,
         FrameKind.LOG: 64 * KIB,
     }
@@ -142,6 +143,14 @@ class FrameDecoder:
     def buffered_bytes(self) -> int:
         """Bytes of the incomplete frame held now."""
         return len(self._buffer)
+
+    @property
+    def announced(self) -> tuple[FrameKind, int, int] | None:
+        """Kind, call id and payload length of the frame of which only a part has come; None between frames, or before a whole header."""
+        if self._header is None:
+            return None
+        length, kind, call_id = self._header
+        return _KINDS[kind], call_id, length
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
         """Take the next bytes of the stream and return the frames that they complete, in order.

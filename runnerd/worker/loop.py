@@ -23,14 +23,14 @@ from extrunner.worker.v1 import worker_pb2
 from runnerd.capabilities.catalog import HostFunction
 from runnerd.capabilities.values import ValueMismatchError, arguments_to_wire, reply_from_wire
 from runnerd.engine.calls import Call, GuestContext, GuestRequest
-from runnerd.engine.component_values import GuestTypeError
+from runnerd.engine.component_values import GuestTypeError, refuse_size
 from runnerd.engine.engine import Ticker
 from runnerd.engine.invocation import LoadedComponent, run_call
 from runnerd.engine.journal import BATCH_SECONDS, Journal, LogLine
 from runnerd.engine.limits import InvocationLimits
 from runnerd.engine.linker import UnlinkableError
 from runnerd.worker.done import done_message
-from runnerd.worker.frames import Frame, FrameError, FrameKind, FrameReader, FrameWriter
+from runnerd.worker.frames import MAX_HOST_CALL_BYTES, Frame, FrameError, FrameKind, FrameReader, FrameWriter
 from runnerd.worker.settings import WorkerConfig
 from runnerd.worker.slots import ByteBudget, SlotPool
 
@@ -55,6 +55,9 @@ class FramePort:
         """See `runnerd.engine.calls.HostPort`."""
         try:
             message = worker_pb2.HostCall(function=function.number, arguments=arguments_to_wire(function, arguments))
+            # Each argument is within its shape; together they may be more than the daemon takes, and whoever sends more is killed.
+            if message.ByteSize() > MAX_HOST_CALL_BYTES:
+                refuse_size(message.ByteSize(), MAX_HOST_CALL_BYTES)
             self._writer.send_message(FrameKind.HOST_CALL, self._call_id, message)
             payload = self.replies.get(timeout=timeout_seconds)
             if payload is None:

@@ -1,8 +1,8 @@
 """A scan of the wire form of a frame's message that runs before any message object exists.
 
-The attack it stops (T20, T22): two bytes of wire become a hundred of memory, so 2 MiB of empty values from an escaped worker become a
-hundred megabytes and seconds of the daemon's event loop; and protobuf merges repeated singular fields, the last one wins. So: known fields
-only, singular fields and oneofs once, bounded count and depth.
+The attack it stops (T20, T22): two bytes of wire become a hundred of memory, so 10 MiB of empty values from an escaped worker become
+hundreds of megabytes and many seconds of the daemon's event loop; and protobuf merges repeated singular fields, the last one wins. So:
+known fields only, singular fields and oneofs once, bounded count and depth.
 """
 
 from __future__ import annotations

@@ -28,8 +28,11 @@ SECTIONS: Final = ("throughput", "latency", "overhead", "echo", "host_calls", "l
 
 def main() -> int:
     """Measure and print."""
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args()
     if options.plot_from is not None:
+        if options.plot is None:
+            parser.error("--plot-from needs --plot")
         options.plot.write_text(draw(json.loads(options.plot_from.read_text("utf-8"))), "utf-8")
         return 0
     figures: Figures = {"date": datetime.now(UTC).date().isoformat(), "quick": options.quick}

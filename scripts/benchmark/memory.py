@@ -29,14 +29,18 @@ def measure(bench: Bench) -> Figures:
         bench.miss("memory: Node.js or componentize-js is not installed")
         return {}
     in_flight = asyncio.run(_in_flight(bench, sample))
-    figures: Figures = {"memory_call_in_flight_kib": round(in_flight), "memory_workers": len(worker_pids(bench.machine.runnerd_pid))}
+    figures: Figures = {"memory_workers": len(worker_pids(bench.machine.runnerd_pid))}
+    if in_flight is None:
+        bench.miss("memory of a call in flight: none was still running when it was looked for")
+    else:
+        figures["memory_call_in_flight_kib"] = round(in_flight)
     if bench.quick:
         bench.say("memory of an idle extension is measured without --quick: it compiles several")
         return figures
     return figures | _idle(bench)
 
 
-async def _in_flight(bench: Bench, sample: Sample) -> float:
+async def _in_flight(bench: Bench, sample: Sample) -> float | None:
     """KiB that a call adds while it runs: several at once that are busy for a while, compared with the same workers when idle."""
     metadata = (("authorization", f"Bearer {bench.token(*HELLO_TENANTS)}"),)
     async with grpc.aio.insecure_channel(bench.machine.addresses.grpc) as channel:
@@ -65,7 +69,7 @@ async def _in_flight(bench: Bench, sample: Sample) -> float:
             await asyncio.gather(*running)
             if still:
                 found.append((busy - idle) / still)
-    return statistics.median(found) if found else 0.0
+    return statistics.median(found) if found else None
 
 
 def _idle(bench: Bench) -> Figures:

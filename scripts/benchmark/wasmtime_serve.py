@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from registry.cli.child import answers
+from runnerd.engine.profile import MEMORY_KEEP_RESIDENT_BYTES, TABLE_KEEP_RESIDENT_BYTES
 from scripts.benchmark.bench import GUESTS, Bench
 from scripts.demonstration.samples import CACHE, ROOT, TOOLCHAIN
 
@@ -31,8 +32,8 @@ _DISABLED: Final = ("random", "stdio")
 """Optional features of the toolchain that `wasmtime serve` can do without; the others are what its fetch event is made of."""
 _POOLING: Final = (
     "-Opooling-allocator=y",
-    f"-Opooling-memory-keep-resident={1 << 20}",
-    f"-Opooling-table-keep-resident={1 << 20}",
+    f"-Opooling-memory-keep-resident={MEMORY_KEEP_RESIDENT_BYTES}",
+    f"-Opooling-table-keep-resident={TABLE_KEEP_RESIDENT_BYTES}",
 )
 _START_SECONDS: Final = 15.0
 

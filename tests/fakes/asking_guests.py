@@ -13,7 +13,7 @@ from typing import Any
 
 from runnerd.capabilities.catalog import HostFunction
 from runnerd.capabilities.shapes import F64, Bool, Data, Enum, ListOf, Option, Record, Shape, Text, TupleOf, Unsigned
-from runnerd.engine.canonical import HostImage, align_up, alignment_of, flat_of, layout_of, size_of, store
+from runnerd.engine.memory_images import HostImage, align_up, alignment_of, flat_of, layout_of, size_of, store
 from tests.fakes.guests import assemble
 
 BASE = 4096

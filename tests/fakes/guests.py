@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
-import pickle
+import json
 import re
 import subprocess
 import sys
@@ -136,12 +136,17 @@ def compiled_of(wasm: Path, *, bridge: bool = True) -> CompiledComponent:
     """Return the compiled form of a component; cached by content and engine."""
     profile = EngineProfile(bridge=bridge)
     digest = hashlib.sha256(wasm.read_bytes() + engine_fingerprint(profile).encode()).hexdigest()
-    target = CACHE / f"{digest[:32]}.compiled"
-    if not target.exists():
-        # Only ever read back by tests of the same checkout.
-        _in_place(target, lambda output: output.write_bytes(pickle.dumps(compile_component(wasm.read_bytes(), profile))))
-    found: CompiledComponent = pickle.loads(target.read_bytes())
-    return found
+    target = CACHE / f"{digest[:32]}.cwasm"
+    facts = target.with_suffix(".json")
+    if not facts.exists():
+        _in_place(facts, lambda output: _compile(wasm, profile, target, output))
+    return CompiledComponent(artifact=target.read_bytes(), **json.loads(facts.read_text(encoding="utf-8")))
+
+
+def _compile(wasm: Path, profile: EngineProfile, artifact: Path, facts: Path) -> None:
+    built = compile_component(wasm.read_bytes(), profile)
+    artifact.write_bytes(built.artifact)
+    facts.write_text(json.dumps({"memories": built.memories, "bridged": built.bridged}), encoding="utf-8")
 
 
 def _in_place(target: Path, build: Callable[[Path], object]) -> None:

@@ -86,6 +86,21 @@ async def body_of_another_call(worker: WorkerEnd, call_id: int) -> None:
     await worker.write(encode_frame(FrameKind.BODY, call_id ^ 1, b"x"))
 
 
+async def part_of_a_body_for_nothing(worker: WorkerEnd, call_id: int) -> None:
+    """31 MiB that would be held until the last byte came, which never does."""
+    await worker.write(HEADER.pack(32 * MIB, FrameKind.BODY, call_id) + bytes(MIB))
+
+
+async def part_of_a_body_larger_than_the_call_may_answer(worker: WorkerEnd, call_id: int) -> None:
+    done = worker_pb2.Done(completed=worker_pb2.Completed(status=200, has_body=True))
+    await worker.say(FrameKind.DONE, call_id, done)
+    await worker.write(HEADER.pack(32 * MIB, FrameKind.BODY, call_id) + bytes(MIB))
+
+
+async def part_of_a_host_call_of_nobody(worker: WorkerEnd, call_id: int) -> None:
+    await worker.write(HEADER.pack(10 * MIB, FrameKind.HOST_CALL, call_id ^ 1) + bytes(MIB))
+
+
 async def second_hello(worker: WorkerEnd, _call_id: int) -> None:
     await worker.greet()
 
@@ -140,6 +155,9 @@ ATTACKS: list[Attack] = [
     frame_of_the_daemon,
     body_out_of_nothing,
     body_of_another_call,
+    part_of_a_body_for_nothing,
+    part_of_a_body_larger_than_the_call_may_answer,
+    part_of_a_host_call_of_nobody,
     second_hello,
     not_a_message,
     empty_done,

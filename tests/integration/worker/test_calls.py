@@ -14,7 +14,7 @@ from runnerd.worker.frames import PROTOCOL_VERSION, FrameKind, encode_frame, enc
 from runnerd.worker.loop import EXIT_CLOSED, EXIT_PROTOCOL
 from runnerd.worker.settings import WorkerConfig
 from tests.fakes import guests
-from tests.fakes.worker_driver import MIB, WorkerDriver, start, status_of
+from tests.fakes.worker_driver import ALWAYS, MIB, WorkerDriver, start, status_of
 
 
 async def test_hello__says_who_it_is(worker: WorkerDriver) -> None:
@@ -187,3 +187,12 @@ async def test_pinned__to_a_processor__stays_there(zygote: Zygote) -> None:
         status = status_of(worker.process.pid)
 
     assert f"Cpus_allowed_list:\t{cpu}\n" in status
+
+
+async def test_host_call__of_arguments_that_are_too_much_together__is_refused_typed_and_no_frame_leaves(worker: WorkerDriver) -> None:
+    """Each argument is within its shape; a frame of all of them is one that the daemon kills a worker for."""
+    ended = await worker.call("put_fat", capabilities=[*ALWAYS, "storage.kv"], memory_bytes=128 * MIB)
+
+    assert ended.done.completed.status == 502  # 500 + case 2, "invalid"
+    assert ended.host_calls == []
+    assert (await worker.call("hello")).body == b"hello"

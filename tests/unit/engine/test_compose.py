@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from wasmtime import component
 
 from runnerd.engine import compose as composer
-from runnerd.engine.binary_reader import COMPONENT_PREAMBLE, BinaryReader, CompileRejectedError
+from runnerd.engine.binary_reader import COMPONENT, COMPONENT_PREAMBLE, SORT_TYPE, BinaryReader, CompileRejectedError
 from runnerd.engine.bridge import HOST, RUN
 from runnerd.engine.compilation import compile_component
-from runnerd.engine.component_layout import COMPONENT, SORT_TYPE, NotComposableError, read_layout
+from runnerd.engine.component_layout import NotComposableError, read_layout
 from runnerd.engine.compose import AUTHOR, PAGES, compose
 from runnerd.engine.inspection import inspect_component
 from runnerd.engine.outcomes import Completed
@@ -186,6 +186,17 @@ def test_body__of_any_size_and_kind__comes_back(own_kit: EngineKit, size: int, k
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_body__of_any_bytes__comes_back(own_kit: EngineKit, body: bytes) -> None:
     assert own_kit.run("echo", post(body)).outcome.body == body
+
+
+def test_imports__that_share_a_type_of_many_exports__are_not_named_again_and_again() -> None:
+    exports = "".join(f' (export "f{index}" (func))' for index in range(2_000))
+    imports = "".join(f'(import "extrunner:host/kv@0.1.{patch}" (instance (type $kv)))' for patch in range(10))
+    put = '(export "put" (func (param "namespace" string)))'
+    hello = guests.body_of("hello")
+    wasm = bytes(wasmtime.wat2wasm(f"(component (type $kv (instance {put} {exports})) {imports} {hello})"))
+
+    with pytest.raises(NotComposableError, match="too many things"):
+        compose(wasm, memories=1)
 
 
 # --- hostile binaries ------------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from runnerd.capabilities.shapes import F64, Bool, Data, Enum, ListOf, Option, Record, Shape, Text, TupleOf, Unsigned
-from runnerd.engine.component_values import GuestSizeError, GuestTypeError
+from runnerd.engine.component_values import GuestTypeError, refuse_size
 
 _U32 = struct.Struct("<I")
 _PAIR = struct.Struct("<II")
@@ -28,11 +28,6 @@ _UNSIGNED = {8: struct.Struct("<B"), 16: struct.Struct("<H"), 32: _U32, 64: stru
 def _wrong(why: str) -> NoReturn:
     message = f"the guest's memory does not hold what was said: {why}"
     raise GuestTypeError(message)
-
-
-def _too_large(size: int, maximum: int) -> NoReturn:
-    message = f"{size} where at most {maximum} are allowed"
-    raise GuestSizeError(message)
 
 
 def align_up(address: int, alignment: int) -> int:
@@ -236,7 +231,7 @@ def _case(shape: Enum, number: int) -> str:
 
 def _bytes(shape: Text | Data, image: GuestImage, address: int, size: int) -> object:
     if size > shape.max_bytes:
-        _too_large(size, shape.max_bytes)
+        refuse_size(size, shape.max_bytes)
     data = image.take(address, size)
     if isinstance(shape, Data):
         return data
@@ -248,7 +243,7 @@ def _bytes(shape: Text | Data, image: GuestImage, address: int, size: int) -> ob
 
 def _list(shape: ListOf, image: GuestImage, address: int, count: int) -> list[object]:
     if count > shape.max_items:
-        _too_large(count, shape.max_items)
+        refuse_size(count, shape.max_items)
     size = size_of(shape.item)
     return [load(shape.item, image, address + index * size) for index in range(count)]
 

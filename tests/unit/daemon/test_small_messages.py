@@ -13,7 +13,7 @@ from extrunner.runner.v1 import execution_pb2, limits_pb2
 from extrunner.worker.v1 import worker_pb2
 from registry.domain.errors import RefusalError
 from runnerd.rpc import prescan
-from runnerd.worker.canonical import MAX_BYTES, parse_canonical
+from runnerd.worker.small_messages import MAX_BYTES, parse_canonical
 from runnerd.worker.wire_scan import scan_message
 
 texts = st.text(max_size=12)

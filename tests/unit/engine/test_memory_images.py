@@ -13,8 +13,19 @@ from runnerd.capabilities.catalog import EXECUTE_REQUEST, EXECUTE_RESPONSE, FUNC
 from runnerd.capabilities.shapes import TEXT, U64, Data, Enum, ListOf, Option, Shape, Text, TupleOf, record
 from runnerd.engine import bindings as b
 from runnerd.engine import bridge, calls, compose
-from runnerd.engine.canonical import GuestImage, HostImage, alignment_of, flat_of, layout_of, lift_flat, load, result_image, size_of, store
 from runnerd.engine.component_values import GuestSizeError, GuestTypeError, lift, lower
+from runnerd.engine.memory_images import (
+    GuestImage,
+    HostImage,
+    alignment_of,
+    flat_of,
+    layout_of,
+    lift_flat,
+    load,
+    result_image,
+    size_of,
+    store,
+)
 from tests.fakes.engine_kit import EngineKit
 from tests.fakes.shape_values import values_of
 
