@@ -105,7 +105,7 @@ async def run_cell(settings: RunnerdSettings, cell: Cell, control: int) -> None:
 async def _serve(settings: RunnerdSettings, commands: Commands, cell: Cell, link: Link | None) -> None:
     try:
         async with open_daemon(settings, cell=cell, link=link) as daemon:
-            commands.starting = None
+            commands.serving()
             # What was made at start lives as long as the daemon; the collector need not walk it again and again between calls.
             gc.freeze()
             if link is None:
@@ -210,7 +210,7 @@ async def open_daemon(settings: RunnerdSettings, *, cell: Cell, link: Link | Non
             stack.push_async_callback(assets.aclose)
         grpc_port = await rpc.start()
         stack.push_async_callback(rpc.drain, 0)
-        ready.attach(pool=pool, admission=admission, rpc=rpc)
+        ready.attach(pool=pool, admission=admission, breaker=breaker, rpc=rpc)
         await rpc.serve()
         ahead = AheadChecker(loader, is_busy=lambda: pool.state().in_use > 0)
         stack.push_async_callback(ahead.aclose)
@@ -233,11 +233,12 @@ class _Readiness:
         self._metrics = metrics
         self._pool: WorkerPool | None = None
         self._admission: Admission | None = None
+        self._breaker: CircuitBreaker | None = None
         self._rpc: RpcServer | None = None
 
-    def attach(self, *, pool: WorkerPool, admission: Admission, rpc: RpcServer) -> None:
+    def attach(self, *, pool: WorkerPool, admission: Admission, breaker: CircuitBreaker, rpc: RpcServer) -> None:
         """Tell what to look at."""
-        self._pool, self._admission, self._rpc = pool, admission, rpc
+        self._pool, self._admission, self._breaker, self._rpc = pool, admission, breaker, rpc
 
     def is_ready(self) -> bool:
         """Serving, and a worker is alive."""
@@ -260,7 +261,10 @@ class _Readiness:
     def _look(self) -> None:
         if self._pool is not None and self._admission is not None:
             state = self._pool.state()
-            self._metrics.pool(workers=state.workers, slots=state.slots, in_use=state.in_use, waiting=self._admission.waiting)
+            self._metrics.pool(workers=state.workers, slots=state.slots, in_use=state.in_use)
+            self._metrics.admission(waiting=self._admission.waiting, running=self._admission.running)
+        if self._breaker is not None:
+            self._breaker.forget_old()
 
 
 class _Description:

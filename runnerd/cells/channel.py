@@ -16,8 +16,12 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
+import structlog
+
 MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
 """Far more than the metrics of one cell."""
+
+_log = structlog.get_logger(__name__)
 
 
 class Channel:
@@ -48,8 +52,8 @@ class Channel:
         try:
             while line := await self._reader.readline():
                 self._take(json.loads(line))
-        except (ConnectionError, ValueError):
-            pass
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            _log.error("channel_broken", kind=type(error).__name__, detail=str(error))
         finally:
             self.close()
 

@@ -19,18 +19,22 @@ class Commands:
     def __init__(self) -> None:
         self.stops: asyncio.Queue[None] = asyncio.Queue()
         self.hangup = asyncio.Event()
-        self.starting: asyncio.Task[object] | None = asyncio.current_task()
-        """The task that the first order to stop cancels; set to None when it serves, and has to stop in its own way."""
+        self._starting: asyncio.Task[object] | None = asyncio.current_task()
+        """The task that the first order to stop cancels, until it serves."""
         self.interrupted = False
+
+    def serving(self) -> None:
+        """Say that the task serves: from now on an order to stop waits in `stops`, for it to stop in its own way."""
+        self._starting = None
 
     def stop(self) -> None:
         """Take the order to stop."""
-        if self.starting is None:
+        if self._starting is None:
             self.stops.put_nowait(None)
         elif not self.interrupted:
             # Once only: what has started must be able to stop.
             self.interrupted = True
-            self.starting.cancel()
+            self._starting.cancel()
 
     @contextmanager
     def from_signals(self) -> Iterator[None]:

@@ -39,6 +39,8 @@ ASK_SECONDS: Final = 2.0
 WATCH_SECONDS: Final = 5.0
 SILENT_SECONDS: Final = 30.0
 """A cell whose loop answers nothing for this long is replaced."""
+GONE_SECONDS: Final = 10.0
+"""A cell that has closed its end of the channel is about to exit; one that still runs after this is replaced."""
 STOP_MARGIN_SECONDS: Final = 15.0
 """Beyond the drain: until workers, children and listeners of a cell have ended."""
 
@@ -125,7 +127,7 @@ class Supervisor:
         try:
             ports = await self._start()
             _log.info("serving", grpc_port=self._port, ops_port=ops_port, assets_port=ports["assets_port"], cells=len(self._members))
-            commands.starting = None
+            commands.serving()
             renewing = asyncio.ensure_future(self._pass_on(commands))
             await commands.stops.get()
             renewing.cancel()
@@ -204,7 +206,8 @@ class Supervisor:
         tasks: list[asyncio.Task[None]] = []
         try:
             member.channel = channel = await Channel.open(ours, lambda what, value: self._told(member, what, value))
-            tasks += [asyncio.ensure_future(channel.run()), asyncio.ensure_future(self._watch(channel, process))]
+            tasks.append(asyncio.ensure_future(channel.run()))
+            tasks.append(asyncio.ensure_future(self._watch(channel, tasks[0], process)))
             return await process.wait()
         finally:
             member.is_serving = False
@@ -229,19 +232,24 @@ class Supervisor:
         self._cells.set(sum(member.is_serving for member in self._members))
 
     @staticmethod
-    async def _watch(channel: Channel, process: asyncio.subprocess.Process) -> None:
-        """Kill a cell whose loop does not turn any more: nobody else would notice."""
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
+    async def _watch(channel: Channel, reading: asyncio.Task[None], process: asyncio.subprocess.Process) -> None:
+        """Kill a cell whose loop does not turn any more, or that no order reaches: nobody else would notice.
+
+        Cancelled when the process ends.
+        """
+        trouble = ""
+        while not trouble:
+            await asyncio.wait({reading}, timeout=WATCH_SECONDS)
             try:
                 await channel.ask("ready", seconds=SILENT_SECONDS)
             except TimeoutError:
-                _log.error("cell_silent", pid=process.pid)
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                return
+                trouble = "cell_silent"
             except ConnectionError:
-                return
+                await asyncio.sleep(GONE_SECONDS)
+                trouble = "cell_unreachable"
+        _log.error(trouble, pid=process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
 
     async def _pass_on(self, commands: Commands) -> None:
         while True:
@@ -261,17 +269,21 @@ class Supervisor:
         for member in self._members:
             # One that has just been started has not heard yet; it holds no call either.
             if not member.is_serving and member.process is not None and member.process.returncode is None:
-                member.process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    member.process.kill()
         ending = asyncio.gather(*self._tasks, return_exceptions=True)
-        with contextlib.suppress(TimeoutError):
+        again = asyncio.ensure_future(commands.stops.get())
+        either: set[asyncio.Future[Any]] = {ending, again}
+        try:
             async with asyncio.timeout(self._settings.drain_seconds + STOP_MARGIN_SECONDS):
-                again = asyncio.ensure_future(commands.stops.get())
-                either: set[asyncio.Future[Any]] = {ending, again}
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 if not ending.done():
                     self._tell("stop")
-                again.cancel()
                 await asyncio.wait({ending}, timeout=STOP_MARGIN_SECONDS)
+        except TimeoutError:
+            _log.error("cells_do_not_stop")
+        finally:
+            again.cancel()
 
     async def _end(self) -> None:
         """End whatever still runs."""

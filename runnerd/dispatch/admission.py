@@ -104,7 +104,7 @@ class _Tenant(Flow):
             install.virtual = max(install.virtual, self.now)
         return install
 
-    def forget_idle(self, install: _Install) -> None:
+    def note_idle(self, install: _Install) -> None:
         """Note that an install has no call and no waiter; the one that was idle longest goes where there are too many."""
         self.idle[install.key] = install
         if len(self.idle) > _MOST_IDLE_INSTALLS:
@@ -429,7 +429,7 @@ class Admission:
     def _tidy(self, tenant: _Tenant, install: _Install) -> None:
         """Note who has neither a call nor a waiter any more."""
         if not install.in_flight and not install.waiters:
-            tenant.forget_idle(install)
+            tenant.note_idle(install)
         if not tenant.in_flight and not tenant.waiting:
             self._idle[tenant.key] = time.monotonic()
 

@@ -117,7 +117,12 @@ class CircuitBreaker:
     @property
     def open(self) -> int:
         """Circuits that are not closed: paused, or being tried."""
+        self.forget_old()
         return self._open
+
+    def forget_old(self) -> None:
+        """Forget what was neither suspected nor paused within the window, so that the gauge says what there is now."""
+        self._forget_before(self._clock() - self._settings.window_seconds)
 
     def admit(self, version: TenantVersion) -> Passage:
         """Let a call run, or refuse it.
@@ -145,8 +150,8 @@ class CircuitBreaker:
         Args:
             suspects: versions whose calls may have caused it.
         """
+        self.forget_old()
         now = self._clock()
-        self._forget_before(now - self._settings.window_seconds)
         for version in suspects:
             circuit = self._circuits.setdefault(version, _Circuit(version))
             circuit.touched = now
@@ -196,6 +201,8 @@ class CircuitBreaker:
 
     def _forget(self, circuit: _Circuit) -> None:
         del self._circuits[circuit.version]
+        # A call that is trying it right now has nothing left to decide.
+        circuit.trial = None
         if circuit.open_until is not None:
             self._open -= 1
             self._moved(circuit, "closed")

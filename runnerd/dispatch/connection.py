@@ -33,6 +33,8 @@ from runnerd.worker.settings import EXIT_HARDENING
 
 _log = structlog.get_logger(__name__)
 MAX_SLOTS = 256
+_REPORT_SECONDS = 5.0
+"""How long to wait, at most, to hear how a worker ended that ended by itself."""
 
 
 class WorkerProcess(Protocol):
@@ -171,8 +173,8 @@ class WorkerConnection:
 
     @property
     def has_ended(self) -> bool:
-        """True once it was killed, has died or was retired."""
-        return not self._channel.is_open
+        """True once it was killed, has died or was retired, and `end_cause` says which."""
+        return bool(self.end_cause)
 
     async def greet(self, *, mandatory_hardening: frozenset[str]) -> None:
         """Wait for its Hello and check it.
@@ -414,7 +416,19 @@ class WorkerConnection:
             self._violated(cause)
         else:
             _log.warning("worker_exited", worker_pid=self.pid, calls=len(self._table))
-            self.end("zygote_died" if self._process.zygote_died else "exited")
+            self._process.kill()
+            self._background(self._ended_by_itself())
+
+    async def _ended_by_itself(self) -> None:
+        """Find out why, and end what it held.
+
+        A worker that dies with its zygote is nobody's fault, and its socket may close before anything else is heard of that. The report of
+        its end comes from a zygote that lives; where the zygote is gone, that is what is reported.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REPORT_SECONDS):
+                await self._process.wait_exit()
+        self.end("zygote_died" if self._process.zygote_died else "exited")
 
     def end(self, cause: str, *, by: OpenCall | None = None) -> None:
         """Kill the worker now. Its calls end with WorkerDiedError. Nothing where it has ended.

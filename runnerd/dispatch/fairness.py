@@ -23,7 +23,7 @@ class Flow:
 
     Args:
         weight: of the share; twice the weight is twice the time.
-        virtual: where it starts: `Turns.now`.
+        virtual: where it starts: the virtual time of those that it is one of.
     """
 
     __slots__ = ("cost", "virtual", "weight")

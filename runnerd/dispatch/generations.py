@@ -25,7 +25,7 @@ class Factory(Protocol):
     """Makes workers (`runnerd.dispatch.workers.WorkerFactory`)."""
 
     async def fork(self) -> WorkerProcess:
-        """Make one worker, or raise UnusableWorkerError."""
+        """Make one worker, or raise UnusableWorkerError, or OSError where the machine has nothing left for it."""
 
     async def aclose(self) -> None:
         """End every worker that still runs, and what made them."""
@@ -70,7 +70,8 @@ class Generations:
             leaving = pool.generation
             try:
                 await self._renew(pool)
-            except UnusableWorkerError as error:
+            except (UnusableWorkerError, OSError) as error:
+                # Without a descriptor, memory or an interpreter on disk there is no zygote: for now.
                 self._metrics.generation("refused")
                 _log.error("generation_refused", detail=str(error), generation=leaving)
                 return False

@@ -82,7 +82,11 @@ def workers_that_fit(limits: MemoryLimits, *, call_bytes: int) -> int:
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the memory that a process has for itself alone, 0 where it has ended. Shared pages (code, artifacts) are not counted."""
+    """Return the memory that a process has for itself alone, 0 where it has ended. Shared pages (code, artifacts) are not counted.
+
+    Raises:
+        OSError: it cannot be read now, for want of descriptors for example.
+    """
     try:
         # Readable for every process, however it is hardened; smaps is not.
         fields = Path(f"/proc/{pid}/statm").read_bytes().split()

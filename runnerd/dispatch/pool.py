@@ -114,11 +114,16 @@ class WorkerPool:
         """Slots given to callers that have not yet sent their call, and calls that run."""
         self._ending: set[WorkerConnection] = set()
         self._gone = asyncio.Event()
-        """Set whenever a process was reaped."""
+        """Set whenever a process was reaped, or was made or not made after all."""
         self._waiters: deque[_Waiter] = deque()
         self._promised: dict[WorkerConnection, str] = {}
         """Busy workers that go to another key as soon as they hold nothing; they take no new call until then."""
         self._starting = 0
+        """Workers of the generation that takes calls that are on their way."""
+        self._renewing = 0
+        """Workers of the generation that comes."""
+        self._forking: Counter[int] = Counter()
+        """Workers by generation that are being made and of which nothing else is known yet."""
         self._failures = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -161,22 +166,31 @@ class WorkerPool:
     async def renew(self, fork: Callable[[], Awaitable[WorkerProcess]]) -> None:
         """Let workers made by `fork` take every call from now on. Calls that run end where they are. One at a time.
 
-        For a moment there are more workers than usual, but above the ceiling at most one.
+        For a moment there are more workers than usual, but above the ceiling at most one: where one is above it still, since the renewal
+        before, this waits until it has left.
 
         Args:
             fork: makes one worker process; what made the generation before must live until `wait_left` returns.
 
         Raises:
             UnusableWorkerError: a new worker cannot be used. Everything is as before.
+            OSError: none could be made. Everything is as before.
         """
         coming = self._generation + 1
-        room = self._settings.ceiling - self._occupied
-        starts = [self._start_one(fork, coming) for _ in range(max(1, min(self._settings.floor, room)))]
-        results = await asyncio.gather(*starts, return_exceptions=True)
+        while self._occupied > self._settings.ceiling:
+            await self._somebody_gone()
+        count = max(1, min(self._settings.floor, self._settings.ceiling - self._occupied - self._starting))
+        self._renewing = count
+        try:
+            results = await asyncio.gather(*(self._start_one(fork, coming) for _ in range(count)), return_exceptions=True)
+        finally:
+            self._renewing = 0
         failures = [result for result in results if isinstance(result, BaseException)]
         if failures or self._closed:
             for worker in [worker for worker in self._workers if worker.generation == coming]:
                 worker.retire("generation")
+            # Whoever waits was not given a worker while these were on their way.
+            self._assign()
             raise failures[0] if failures else UnusableWorkerError("the pool is closed")
         self._fork, self._generation, self._failures = fork, coming, 0
         for worker in [worker for worker in self._workers if worker.generation < coming]:
@@ -187,9 +201,12 @@ class WorkerPool:
 
     async def wait_left(self, generation: int) -> None:
         """Return when no process of `generation` is left."""
-        while any(worker.generation == generation for worker in (*self._workers, *self._ending)):
-            self._gone.clear()
-            await self._gone.wait()
+        while self._forking[generation] or any(worker.generation == generation for worker in (*self._workers, *self._ending)):
+            await self._somebody_gone()
+
+    async def _somebody_gone(self) -> None:
+        self._gone.clear()
+        await self._gone.wait()
 
     @asynccontextmanager
     async def worker_for(self, *, tenant_id: str, install_id: str, deadline: float, apart: str = "") -> AsyncIterator[WorkerConnection]:
@@ -358,7 +375,7 @@ class WorkerPool:
     # --- workers that come and go --------------------------------------------------------------------------------------------------
 
     def _can_grow(self) -> bool:
-        return not self._closed and self._occupied + self._starting < self._settings.ceiling
+        return not self._closed and self._occupied + self._starting + self._renewing < self._settings.ceiling
 
     @property
     def _occupied(self) -> int:
@@ -388,7 +405,12 @@ class WorkerPool:
                 self._assign()
 
     async def _start_one(self, fork: Callable[[], Awaitable[WorkerProcess]], generation: int) -> None:
-        process = await fork()
+        self._forking[generation] += 1
+        try:
+            process = await fork()
+        finally:
+            self._forking[generation] -= 1
+            self._gone.set()
         worker = WorkerConnection(process, desk=self._desk, settings=self._connection, on_change=self._changed)
         worker.generation = generation
         self._ending.add(worker)
@@ -436,6 +458,9 @@ class WorkerPool:
         await worker.wait_reaped()
         self._ending.discard(worker)
         self._gone.set()
+        if not self._closed:
+            # Where the pool was full, there is room only now.
+            self._replace()
         self._assign()
 
     async def _tend(self) -> None:
@@ -450,13 +475,24 @@ class WorkerPool:
 
     async def _watch_memory(self, limits: MemoryLimits) -> None:
         """End workers that hold too much, before the kernel has to choose."""
+        blind = False
         while True:
-            held = {worker: resident_bytes(worker.pid) for worker in self._workers}
-            self._metrics.memory(sum(held.values()), limits.budget_bytes)
-            for worker in too_much(held.items(), limits):
-                _log.warning("worker_memory", worker_pid=worker.pid, bytes=held[worker], isolation_key=worker.key)
-                worker.end("memory")
+            try:
+                self._look_at_memory(limits)
+                blind = False
+            except OSError as error:
+                # No descriptor left, for example. Said once, tried again at every turn.
+                if not blind:
+                    _log.error("memory_not_watched", detail=str(error))
+                blind = True
             await asyncio.sleep(self._settings.memory_seconds)
+
+    def _look_at_memory(self, limits: MemoryLimits) -> None:
+        held = {worker: resident_bytes(worker.pid) for worker in self._workers}
+        self._metrics.memory(sum(held.values()), limits.budget_bytes)
+        for worker in too_much(held.items(), limits):
+            _log.warning("worker_memory", worker_pid=worker.pid, bytes=held[worker], isolation_key=worker.key)
+            worker.end("memory")
 
     def _publish(self) -> None:
         state = self.state()

@@ -60,7 +60,7 @@ class ForkedWorker:
 
     @property
     def zygote_died(self) -> bool:
-        """Whether what made it has ended, and it with that: true before its own socket closes."""
+        """Whether what made it has ended, and it with that; certain once `wait_exit` has returned: only a live zygote reports ends."""
         return self._orphaned or self._zygote._is_gone()  # noqa: SLF001 - both classes are one thing
 
     @property
@@ -120,6 +120,7 @@ class Zygote:
             ZygoteError: none could be made.
         """
         await self._ensure_running()
+        control = self._control
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             pid, pidfd = await self._ask(config, theirs)
@@ -130,11 +131,13 @@ class Zygote:
             theirs.close()
         ours.setblocking(False)
         worker = ForkedWorker(sock=ours, pid=pid, _zygote=self, _pidfd=pidfd, _exited=asyncio.get_running_loop().create_future())
-        if pid in self._early_exits:
-            self._end(worker, self._early_exits.pop(pid))
-        elif self._control is None:
+        if self._control is not control:
+            # Its zygote has ended meanwhile, and perhaps there is another one already, which knows nothing of it.
+            worker.kill()
             worker._orphaned = True  # noqa: SLF001 - both classes are one thing
             self._end(worker, _UNKNOWN_STATUS)
+        elif pid in self._early_exits:
+            self._end(worker, self._early_exits.pop(pid))
         else:
             self._workers[pid] = worker
         return worker
@@ -181,7 +184,8 @@ class Zygote:
         self._reap_process()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        with theirs:
+        with contextlib.ExitStack() as unless_started, theirs:
+            unless_started.callback(ours.close)
             # SECURITY: no variable of the daemon's environment, no descriptor but the control channel; Ctrl-C of the terminal does not
             # reach its session (N40).
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -193,6 +197,7 @@ class Zygote:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+            unless_started.pop_all()
         loop = asyncio.get_running_loop()
         self._control = ours
         self._ready = loop.create_future()
@@ -229,11 +234,7 @@ class Zygote:
         self._reap_process()
 
     def _is_gone(self) -> bool:
-        """Tell whether the zygote has ended, now, whatever messages of it still wait.
-
-        The kernel closes its end of the channel before it signals its children, so whoever sees a worker ended by that signal sees this;
-        unless a child that was just born still holds the channel, too, but then the zygote has its exit status already.
-        """
+        """Tell whether the zygote has ended, as far as is known now: a child just born may hold its channel a moment longer."""
         if self._control is None or self.pid is None:
             return True
         poll = select.poll()

@@ -128,6 +128,7 @@ class Metrics:
         self._slots = self._gauge("pool_slots", "Calls that the workers alive can hold.")
         self._slots_used = self._gauge("pool_slots_in_use", "Calls in workers now.")
         self._waiting = self._gauge("admission_waiting", "Calls that wait for a place.")
+        self._running = self._gauge("admission_running", "Calls that have a place and compute, rather than wait for the host.")
         self._compiles = self._histogram(
             "compile_duration_seconds", "Time in the compiler of artifacts that were compiled.", _COMPILE_SECONDS
         )
@@ -247,12 +248,16 @@ class Metrics:
         self._memory.set(held)
         self._memory_budget.set(budget)
 
-    def pool(self, *, workers: int, slots: int, in_use: int, waiting: int) -> None:
+    def pool(self, *, workers: int, slots: int, in_use: int) -> None:
         """Set the pool's gauges."""
         self._workers.set(workers)
         self._slots.set(slots)
         self._slots_used.set(in_use)
+
+    def admission(self, *, waiting: int, running: int) -> None:
+        """Set the admission's gauges."""
         self._waiting.set(waiting)
+        self._running.set(running)
 
     def compiled(self, seconds: float) -> None:
         """Observe one artifact that was compiled."""

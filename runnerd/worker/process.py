@@ -42,7 +42,7 @@ def run_worker(connection: socket.socket, config: WorkerConfig, *, parent: int, 
     status = EXIT_FAILED
     try:
         hardening.die_with_parent(parent)  # (1)
-        _go_first()
+        _be_killed_first()
         status = _run(connection, config, build, inherited)
     finally:
         # Not sys.exit: guests may still run on other threads, and nothing is left to be flushed.
@@ -76,7 +76,7 @@ def _run(connection: socket.socket, config: WorkerConfig, build: str, inherited:
     return worker.run(hello)  # (6)
 
 
-def _go_first() -> None:
+def _be_killed_first() -> None:
     """Ask the kernel to end workers first when memory runs out, and never the daemon for what a guest took (T38)."""
     # Anybody may make himself more likely; a kernel without /proc would not have come here.
     with contextlib.suppress(OSError):

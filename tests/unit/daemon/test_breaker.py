@@ -220,3 +220,21 @@ def test_whatever_happens__the_count_is_right_and_an_innocent_is_never_refused(e
         circuits = case.breaker._circuits.values()
         assert case.breaker.open == sum(circuit.open_until is not None for circuit in circuits)
         assert all(circuit.trial is None for circuit in circuits)
+
+
+def test_circuit_that_is_forgotten_while_it_is_tried__is_not_counted_down_twice(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_CIRCUITS", 1)
+    case.die(BAD, times=3, every=0)
+    case.now += 31
+    with case.breaker.admit(BAD) as trial:
+        case.die(GOOD, times=3)
+        trial.survived()
+    assert (case.breaker.open, case.gauge, case.transitions("closed")) == (1, 1, 1)
+
+
+def test_pause_that_ended_long_ago__is_no_longer_counted_even_where_no_worker_dies(case: Case) -> None:
+    case.die(BAD, times=3, every=0)
+    case.now += 30 + 601
+    case.breaker.forget_old()
+    assert (case.gauge, case.transitions("closed")) == (0, 1)
+    assert not case.breaker.admit(BAD).alone

@@ -179,12 +179,14 @@ async def test_channel__other_end_silent__ends_in_time() -> None:
     await reading
 
 
-async def test_channel__nonsense__ends_it() -> None:
+@pytest.mark.parametrize("nonsense", [b"no json\n", b"{}\n", b'{"answer":1}\n', b"7\n", b"[]\n"])
+async def test_channel__nonsense__ends_it_and_is_logged(nonsense: bytes) -> None:
     one, other = socket.socketpair()
     end = await Channel.open(one, lambda _what, _value: None)
-    with other:
-        other.send(b"no json\n")
+    with other, capture_logs() as lines:
+        other.send(nonsense)
         await asyncio.wait_for(end.run(), 5)
+    assert [line["event"] for line in lines] == ["channel_broken"]
     with pytest.raises(ConnectionError):
         await end.ask("ready", seconds=1)
 
@@ -374,3 +376,14 @@ async def test_stop_while_a_cell_starts__ends_everything(settings: RunnerdSettin
     async with Scripted(settings, tmp_path, start="index == '1' and time.sleep(600)") as case:
         await eventually(lambda: case.started(1) == 1, seconds=20)
         assert not await case.supervisor._is_ready()
+
+
+async def test_cell_whose_channel_is_gone__is_replaced(settings: RunnerdSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GONE_SECONDS", 0.05)
+    monkeypatch.setattr(module, "WATCH_SECONDS", 0.05)
+    with capture_logs() as lines:
+        async with Scripted(settings, tmp_path, behave="index == '1' and marks < 2 and (control.shutdown(2), time.sleep(600))") as case:
+            await eventually(lambda: case.metric("cell_restarts_total", cell="1") == 1, seconds=20)
+            await eventually(lambda: case.metric("cells") == 2, seconds=20)
+            assert await case.supervisor._is_ready()
+    assert [line["event"] for line in lines].count("cell_unreachable") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -191,4 +192,94 @@ async def test_renewed_again_and_again_under_load__no_call_fails() -> None:
         await asyncio.gather(*clients)
         assert await body(kit) == b"5"
         await eventually(lambda: all(factory.closed for factory in factories.made[:-1]))
+        await generations.aclose()
+
+
+async def test_machine_without_a_descriptor_left__refuses_the_generation_and_the_next_one_comes() -> None:
+    async def nothing_left() -> FakeWorkerProcess:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    factories = Factories(answering(b"old"), nothing_left, answering(b"new"))
+    async with dispatching((await factories()).fork, pool=replace(POOL, floor=2)) as kit:
+        generations = Generations(factories, factories.made[0], kit.metrics)
+        assert not await generations.renew(kit.pool)
+        assert await body(kit) == b"old"
+        assert factories.made[1].closed
+        assert kit.metric("worker_generations_total", {"result": "refused"}) == 1
+        assert await generations.renew(kit.pool)
+        assert await body(kit) == b"new"
+        await generations.aclose()
+
+
+async def test_renewed_while_one_is_above_the_ceiling_still__waits_for_it() -> None:
+    gate = asyncio.Event()
+    factories = Factories(answering(b"old", gate=gate), answering(b"new", gate=gate), answering(b"newest"))
+    async with dispatching((await factories()).fork, pool=replace(POOL, floor=1, ceiling=2, spread=1)) as kit:
+        generations = Generations(factories, factories.made[0], kit.metrics)
+        running = [asyncio.create_task(body(kit, tenant)) for tenant in (TENANT, OTHER_TENANT)]
+        await eventually(lambda: kit.pool.state().in_use == 2)
+        assert await generations.renew(kit.pool)
+        again = asyncio.create_task(generations.renew(kit.pool))
+        await asyncio.sleep(0.05)
+        assert not again.done()
+        assert len(kit.pool.workers) == 3
+        gate.set()
+        assert await asyncio.gather(*running) == [b"old", b"old"]
+        assert await again
+        assert await body(kit) == b"newest"
+        await generations.aclose()
+
+
+async def test_new_workers__count_those_that_are_starting_against_the_ceiling() -> None:
+    late = asyncio.Event()
+    old, forked = answering(b"old"), 0
+
+    async def fork() -> FakeWorkerProcess:
+        nonlocal forked
+        forked += 1
+        if forked > 1:
+            await late.wait()
+        return await old()
+
+    factories = Factories(fork, answering(b"new"))
+    async with dispatching((await factories()).fork, pool=replace(POOL, floor=3, ceiling=3)) as kit:
+        generations = Generations(factories, factories.made[0], kit.metrics)
+        await eventually(lambda: forked == 3)
+        most = 0
+
+        def look() -> bool:
+            nonlocal most
+            most = max(most, kit.pool._occupied)
+            return {worker.generation for worker in kit.pool.workers} == {1} and len(kit.pool.workers) == 3
+
+        renewing = asyncio.create_task(generations.renew(kit.pool))
+        late.set()
+        await eventually(look)
+        assert await renewing
+        assert most <= 4
+        await generations.aclose()
+
+
+async def test_zygote_of_a_worker_that_is_still_being_made__lives_until_that_one_has_left() -> None:
+    late, forked = asyncio.Event(), 0
+    old = answering(b"old")
+
+    async def fork() -> FakeWorkerProcess:
+        nonlocal forked
+        forked += 1
+        if forked > 1:
+            await late.wait()
+            assert not factories.made[0].closed
+        return await old()
+
+    factories = Factories(fork, answering(b"new"))
+    async with dispatching((await factories()).fork, pool=replace(POOL, floor=2)) as kit:
+        generations = Generations(factories, factories.made[0], kit.metrics)
+        await eventually(lambda: forked == 2)
+        assert await generations.renew(kit.pool)
+        await eventually(lambda: not any(worker.generation == 0 for worker in (*kit.pool.workers, *kit.pool._ending)))
+        await asyncio.sleep(0.02)
+        assert not factories.made[0].closed
+        late.set()
+        await eventually(lambda: factories.made[0].closed)
         await generations.aclose()

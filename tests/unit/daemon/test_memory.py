@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from registry.domain.errors import Reason, RefusalError
 from runnerd.dispatch import cgroups
@@ -171,3 +173,23 @@ async def test_pool__ends_the_worker_that_holds_too_much_and_says_so(monkeypatch
         assert bomb.suspects == {(TENANT, kit.extension.bundle.version_id)}
         await eventually(lambda: len(kit.pool.workers) == 2)
         calls[OTHER_TENANT].cancel()
+
+
+async def test_memory_that_cannot_be_read_for_a_while__is_said_once_and_watched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = 0
+
+    def resident(_pid: int) -> int:
+        nonlocal failures
+        if failures < 3:
+            failures += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return 501
+
+    monkeypatch.setattr("runnerd.dispatch.pool.resident_bytes", resident)
+    fork, _ = scripted()
+    pool = replace(POOL, memory=MemoryLimits(budget_bytes=1_000, worker_bytes=500), memory_seconds=0.01)
+    with capture_logs() as lines:
+        async with dispatching(fork, pool=pool) as kit:
+            await eventually(lambda: kit.metric("worker_restarts_total", {"cause": "memory"}) >= 1)
+    assert failures == 3
+    assert [line["event"] for line in lines].count("memory_not_watched") == 1

@@ -279,3 +279,30 @@ async def test_fork_that_fails__is_tried_again() -> None:
 async def test_worker_died_error__says_what_matters() -> None:
     assert "before" in str(WorkerDiedError(started=False))
     assert WorkerDiedError(started=True, had_host_calls=True).had_host_calls
+
+
+async def test_worker_whose_socket_closes_before_its_zygotes_end_is_known__is_nobodys_fault() -> None:
+    async def dies(worker: WorkerEnd) -> None:
+        await worker.greet()
+        await worker.next_start()
+
+    class Reported(FakeWorkerProcess):
+        """Its zygote has died, which is heard of with the report of its end only."""
+
+        async def wait_exit(self) -> int:
+            await asyncio.sleep(0.05)
+            self.zygote_died = True
+            return await super().wait_exit()
+
+    left = [dies]
+
+    async def fork() -> FakeWorkerProcess:
+        return Reported(left.pop()) if left else FakeWorkerProcess(echo)
+
+    async with dispatching(fork) as kit:
+        with pytest.raises(RefusalError) as refused:
+            await kit.executor.execute(kit.caller, make_request(), deadline=None)
+        assert refused.value.reason is Reason.WORKER_CRASHED
+        assert kit.metric("worker_restarts_total", {"cause": "zygote_died"}) == 1
+        assert kit.metric("worker_restarts_total", {"cause": "exited"}) == 0
+        assert not kit.breaker._circuits
