@@ -229,13 +229,16 @@ class SharedArtifacts:
         while self._offers:
             content_hash, artifact, record = self._offers[0]
             result = "not_stored"
-            if time.monotonic() >= self._silent_until:
-                with contextlib.suppress(_NotSharedError, RefusalError):
-                    async with self._answering():
-                        result = await self._put(content_hash, artifact, record)
-            self._metrics.shared_artifact(result)
-            self._offers.popleft()
-            await self._release(content_hash)
+            try:
+                if time.monotonic() >= self._silent_until:
+                    with contextlib.suppress(_NotSharedError, RefusalError):
+                        async with self._answering():
+                            result = await self._put(content_hash, artifact, record)
+            finally:
+                # Whatever the store made of it: an offer that stayed would renew its claim for ever, and others would wait.
+                self._metrics.shared_artifact(result)
+                self._offers.popleft()
+                await self._release(content_hash)
 
     async def _put(self, content_hash: ContentHash, artifact: SealedFile, record: bytes) -> str:
         """Create both objects, the artifact first: a record never promises what is not there.
@@ -256,12 +259,16 @@ class SharedArtifacts:
     async def _is_stored(self, key: str, artifact: SealedFile) -> bool:
         """Whether the object is this very artifact: left by a daemon that stopped before it wrote its record."""
         digest, received = hashlib.sha256(), 0
-        async with self._store.open(key) as chunks:
-            async for chunk in chunks:
-                received += len(chunk)
-                if received > artifact.size:
-                    return False
-                digest.update(chunk)
+        try:
+            async with self._store.open(key) as chunks:
+                async for chunk in chunks:
+                    received += len(chunk)
+                    if received > artifact.size:
+                        return False
+                    digest.update(chunk)
+        except ObjectNotFoundError:
+            # Taken away again between the two looks, by whoever can write there.
+            return False
         return digest.hexdigest() == artifact.sha256
 
     @contextlib.asynccontextmanager

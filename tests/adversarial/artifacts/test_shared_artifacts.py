@@ -370,6 +370,21 @@ async def test_more_offers_than_wait_are_dropped_and_the_rest_is_shared(
     assert [key_of(bundle, ".record.json") in store.objects for bundle in bundles] == [True, False, False]
 
 
+async def test_an_artifact_that_vanishes_between_two_looks__gives_its_claim_back(installation: Installation) -> None:
+    class Vanishing(MemoryBundleStore):
+        async def put_if_absent(self, key: str, source: Path | bytes, *, content_type: str) -> bool:
+            # Says that it is there already; whoever can write there has taken it away when it is looked at.
+            return not key.endswith(".cwasm") and await super().put_if_absent(key, source, content_type=content_type)
+
+    store = Vanishing()
+    bundle = await publish_in(store, installation, make_bundle())
+    loader = installation.loader(sharing=SHARING, store=store)
+    assert read((await loader.load(bundle.hash)).artifact) == artifact_for(WASM)
+    await until(lambda: installation.metrics.seen["shared:occupied"] == 1)
+    await until(lambda: not any(key.endswith(".claim") for key in store.objects))
+    await loader.aclose()
+
+
 @pytest.mark.parametrize("size", [257, 1 << 40])
 async def test_a_planted_claim_of_any_length_is_waited_for_and_then_overtaken(installation: Installation, size: int) -> None:
     bundle = await installation.publish(make_bundle())
