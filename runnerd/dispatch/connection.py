@@ -25,6 +25,7 @@ from runnerd.dispatch.calls import CallTable, FinishedCall, HostCallRequested, O
 from runnerd.dispatch.channel import ChannelClosedError, FrameChannel
 from runnerd.dispatch.components import MappedComponents
 from runnerd.dispatch.host_calls import HostCallDesk
+from runnerd.dispatch.memory import FOR_THE_BUDGET
 from runnerd.dispatch.outcome import Outcome, Usage
 from runnerd.dispatch.start import Invocation, build_start
 from runnerd.dispatch.verdict import Measured, WorkerInternalError, judge, usage_of, wall_time_exceeded
@@ -33,6 +34,7 @@ from runnerd.worker.settings import EXIT_HARDENING
 
 _log = structlog.get_logger(__name__)
 MAX_SLOTS = 256
+_NOBODYS_FAULT = frozenset({"zygote_died", FOR_THE_BUDGET})
 _REPORT_SECONDS = 5.0
 """How long to wait, at most, to hear how a worker ended that ended by itself."""
 
@@ -459,7 +461,7 @@ class WorkerConnection:
 
     def _suspects(self, cause: str, by: OpenCall | None) -> frozenset[TenantVersion]:
         """Say whose calls may have caused this end: known from the call, or else all that were running."""
-        if cause == "zygote_died":
+        if cause in _NOBODYS_FAULT:
             return frozenset()
         if by is not None:
             calls: tuple[OpenCall, ...] = (by,)

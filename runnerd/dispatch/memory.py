@@ -99,13 +99,23 @@ class Holder(Protocol):
     """A worker."""
 
     key: str
-    """Whose calls it holds."""
+    """Whose calls it holds: a tenant, and behind a slash what they are kept apart by."""
+
+
+ABOVE_ITS_LINE: Final = "memory"
+FOR_THE_BUDGET: Final = "memory_pressure"
+"""Causes of a worker's end. The second is nobody's fault: its tenant happened to hold most."""
+
+
+def tenant_of(key: str) -> str:
+    """Return the tenant of an isolation key. Tenants' ids hold no slash."""
+    return key.partition("/")[0]
 
 
 H = TypeVar("H", bound=Holder)
 
 
-def too_much(held: Iterable[tuple[H, int]], limits: MemoryLimits) -> list[H]:
+def too_much(held: Iterable[tuple[H, int]], limits: MemoryLimits) -> dict[H, str]:
     """Choose the workers that have to go.
 
     Args:
@@ -113,18 +123,19 @@ def too_much(held: Iterable[tuple[H, int]], limits: MemoryLimits) -> list[H]:
         limits: what they may have.
 
     Returns:
-        Every worker above its own line; and, while the rest is above the budget, the largest of the key that holds most.
+        Every worker above its own line; and, while the rest is above the budget, the largest of the tenant that holds most. With the cause.
     """
     rest = dict(held)
-    leaving = [worker for worker, size in rest.items() if size > limits.worker_bytes]
+    leaving = {worker: ABOVE_ITS_LINE for worker, size in rest.items() if size > limits.worker_bytes}
     for worker in leaving:
         del rest[worker]
     while sum(rest.values()) > limits.budget_bytes:
-        by_key: Counter[str] = Counter()
+        # SECURITY: by tenant, not by key: one with many installs or versions kept apart would be many small holders, and others would go.
+        by_tenant: Counter[str] = Counter()
         for worker, size in rest.items():
-            by_key[worker.key] += size
-        most = by_key.most_common(1)[0][0]
-        largest = max((worker for worker in rest if worker.key == most), key=lambda worker: rest[worker])
-        leaving.append(largest)
+            by_tenant[tenant_of(worker.key)] += size
+        most = by_tenant.most_common(1)[0][0]
+        largest = max((worker for worker in rest if tenant_of(worker.key) == most), key=lambda worker: rest[worker])
+        leaving[largest] = FOR_THE_BUDGET
         del rest[largest]
     return leaving

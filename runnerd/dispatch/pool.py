@@ -27,7 +27,7 @@ from registry.domain.errors import Reason, RefusalError
 from runnerd.dispatch.breaker import CircuitBreaker
 from runnerd.dispatch.connection import ConnectionSettings, UnusableWorkerError, WorkerConnection, WorkerProcess
 from runnerd.dispatch.host_calls import HostCallDesk
-from runnerd.dispatch.memory import MemoryLimits, resident_bytes, too_much
+from runnerd.dispatch.memory import MemoryLimits, resident_bytes, tenant_of, too_much
 from runnerd.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
@@ -369,8 +369,9 @@ class WorkerPool:
             candidates = [worker for worker in self._current if worker not in self._promised and worker.key != key]
             if not candidates:
                 return
-            share = Counter(worker.key for worker in candidates)
-            self._promised[max(candidates, key=lambda worker: (share[worker.key], -self._load(worker)))] = key
+            # By tenant: keys that are kept apart are no reason to take from somebody else.
+            share = Counter(tenant_of(worker.key) for worker in candidates)
+            self._promised[max(candidates, key=lambda worker: (share[tenant_of(worker.key)], -self._load(worker)))] = key
 
     # --- workers that come and go --------------------------------------------------------------------------------------------------
 
@@ -490,9 +491,9 @@ class WorkerPool:
     def _look_at_memory(self, limits: MemoryLimits) -> None:
         held = {worker: resident_bytes(worker.pid) for worker in self._workers}
         self._metrics.memory(sum(held.values()), limits.budget_bytes)
-        for worker in too_much(held.items(), limits):
-            _log.warning("worker_memory", worker_pid=worker.pid, bytes=held[worker], isolation_key=worker.key)
-            worker.end("memory")
+        for worker, cause in too_much(held.items(), limits).items():
+            _log.warning("worker_memory", worker_pid=worker.pid, bytes=held[worker], isolation_key=worker.key, cause=cause)
+            worker.end(cause)
 
     def _publish(self) -> None:
         state = self.state()

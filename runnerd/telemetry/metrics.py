@@ -22,6 +22,7 @@ RESTART_CAUSES = (
     "violation",
     "backstop",
     "memory",
+    "memory_pressure",
     "zygote_died",
     "start_failed",
     "idle",

@@ -16,6 +16,8 @@ from structlog.testing import capture_logs
 from registry.domain.errors import Reason, RefusalError
 from runnerd.dispatch import cgroups
 from runnerd.dispatch.memory import (
+    ABOVE_ITS_LINE,
+    FOR_THE_BUDGET,
     MIB,
     ORDINARY_BYTES,
     RESERVE_BYTES,
@@ -131,6 +133,19 @@ def test_all_together_above_the_budget__whoever_holds_most_loses_its_largest() -
     assert chosen(victim, *crowd) == {crowd[1]}, "not the largest worker of all, which is the victim's"
 
 
+def test_tenant_whose_versions_are_kept_apart__is_one_holder() -> None:
+    """Six versions apart hold 54 together and 9 each; the victim holds more than any of them."""
+    victim = [Held("victim", 25), Held("victim", 25)]
+    crowd = [Held(f"evil/apart/v{number}", 9) for number in range(6)]
+    assert chosen(*victim, *crowd) <= set(crowd)
+    assert chosen(*victim, *crowd)
+
+
+def test_why__above_its_line_is_the_workers_and_the_budget_is_nobodys() -> None:
+    bomb, large, small = Held("a", 61), Held("b", 59), Held("c", 42)
+    assert too_much([(worker, worker.size) for worker in (bomb, large, small)], LIMITS) == {bomb: ABOVE_ITS_LINE, large: FOR_THE_BUDGET}
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 120)), max_size=12))
 def test_what_is_left__fits_and_nobody_goes_without_need(workers: list[tuple[str, int]]) -> None:
@@ -193,3 +208,34 @@ async def test_memory_that_cannot_be_read_for_a_while__is_said_once_and_watched_
             await eventually(lambda: kit.metric("worker_restarts_total", {"cause": "memory"}) >= 1)
     assert failures == 3
     assert [line["event"] for line in lines].count("memory_not_watched") == 1
+
+
+async def test_pool__for_the_budget__the_worker_that_goes_is_blamed_on_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: dict[int, int] = {}
+    monkeypatch.setattr("runnerd.dispatch.pool.resident_bytes", lambda pid: sizes.get(pid, 10))
+
+    async def holds(worker: WorkerEnd) -> None:
+        await worker.greet()
+        await worker.next_start()
+        await worker.next_frame()
+
+    fork, _ = scripted(holds, holds)
+    pool = replace(POOL, floor=2, memory=MemoryLimits(budget_bytes=600, worker_bytes=500), memory_seconds=0.01)
+    async with dispatching(fork, pool=pool) as kit:
+        await eventually(lambda: len(kit.pool.workers) == 2)
+        calls = {
+            tenant: asyncio.create_task(kit.executor.execute(kit.caller, make_request(tenant_id=tenant), deadline=None))
+            for tenant in (TENANT, OTHER_TENANT)
+        }
+        await eventually(lambda: kit.pool.state().in_use == 2)
+        first, second = kit.pool.workers
+        larger = first if first.key == TENANT else second
+        sizes[first.pid] = sizes[second.pid] = 301
+        sizes[larger.pid] = 302
+        with pytest.raises(RefusalError) as refused:
+            await calls[TENANT]
+        assert refused.value.reason is Reason.WORKER_CRASHED
+        assert not calls[OTHER_TENANT].done()
+        assert kit.metric("worker_restarts_total", {"cause": "memory_pressure"}) == 1
+        assert larger.suspects == frozenset()
+        calls[OTHER_TENANT].cancel()
