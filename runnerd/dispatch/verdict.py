@@ -64,7 +64,7 @@ def judge(finished: FinishedCall, limits: ExecutionLimits, measured: Measured) -
         return LimitExceeded(limit=limit, used=_used(limit, done, measured), allowed=_allowed(limit, limits, done.limit.allowed))
     if kind == "guest_error":
         return GuestError(message=_printable(done.guest_error))
-    return _completed(done.completed, finished.body, limits)
+    return _completed(done.completed, finished.body)
 
 
 def wall_time_exceeded(limits: ExecutionLimits, wall_us: int) -> LimitExceeded:
@@ -86,7 +86,7 @@ def usage_of(done: worker_pb2.Done | None, limits: ExecutionLimits, measured: Me
     )
 
 
-def _completed(completed: worker_pb2.Completed, body: bytes | None, limits: ExecutionLimits) -> Outcome:
+def _completed(completed: worker_pb2.Completed, body: bytes | None) -> Outcome:
     if not _MIN_STATUS <= completed.status <= _MAX_STATUS:
         return GuestError(message=f"The status {completed.status} is not between {_MIN_STATUS} and {_MAX_STATUS}.")
     headers = tuple((header.name, header.value) for header in completed.headers)
@@ -102,8 +102,6 @@ def _completed(completed: worker_pb2.Completed, body: bytes | None, limits: Exec
             check_header(name, value)
     except HeaderError as error:
         return GuestError(message=f"A response header is invalid: {error}.")
-    if body and len(body) > limits.response_bytes:
-        return LimitExceeded(limit=LimitKind.RESPONSE_SIZE, used=len(body), allowed=limits.response_bytes)
     if body and completed.status in _BODILESS:
         return GuestError(message=f"The status {completed.status} allows no body.")
     return Completed(status=completed.status, headers=filter_response_headers(headers), body=body)

@@ -93,8 +93,15 @@ async def test_what_the_worker_says__is_judged_again(done: worker_pb2.Done, body
 async def test_response__is_bounded_by_the_daemon(size: int, fits: bool) -> None:
     fork, _ = scripted(then=answering(completed(200, body=True), b"x" * size))
     async with dispatching(fork) as kit:
-        outcome = (await execute(kit, wishes=LimitWishes(response_bytes=100))).outcome
-        assert isinstance(outcome, Completed if fits else LimitExceeded)
+        asked = execute(kit, wishes=LimitWishes(response_bytes=100))
+        if fits:
+            assert isinstance((await asked).outcome, Completed)
+        else:
+            # A worker of ours refuses that itself (RESPONSE_SIZE); one that sends it is killed.
+            with pytest.raises(RefusalError) as refused:
+                await asked
+            assert refused.value.reason is Reason.WORKER_CRASHED
+            assert kit.metric("worker_restarts_total", {"cause": "violation"}) == 1
 
 
 async def test_allowed__is_the_daemons_own_figure() -> None:
