@@ -87,21 +87,6 @@ def load_execute(bench: Bench, sample: Sample, tenants: Sequence[str], shape: Sh
     return replace(loaded, calls=_completed_since(bench, before))
 
 
-def load_info(bench: Bench, shape: Shape) -> Loaded:
-    """Call `GetRunnerInfo`: an RPC that is authenticated and does next to nothing.
-
-    Raises:
-        UnexpectedAnswersError: the daemon refused.
-    """
-    arguments = grpc_arguments(bench, "GetRunnerInfo", b"", bench.token("*", scope="info"), bench.work / "info.bin")
-    refused = _counted(bench)["refused"]
-    loaded = _run([["-c", str(shape.connections), *arguments]], shape, bench.work)
-    if _counted(bench)["refused"] != refused:
-        message = "GetRunnerInfo was refused"
-        raise UnexpectedAnswersError(message)
-    return loaded
-
-
 def grpc_arguments(bench: Bench, method: str, message: bytes, token: str, body: Path) -> list[str]:
     """Return the arguments of a generator that sends `message`, which is written to `body` first."""
     body.write_bytes(struct.pack(">BI", 0, len(message)) + message)

@@ -73,14 +73,14 @@ async def _in_flight(bench: Bench, sample: Sample) -> float | None:
 
 
 def _idle(bench: Bench) -> Figures:
-    """Publish more versions of the guest and load them; nobody calls them."""
+    """Publish more versions of the guest, which loads them; nobody calls them."""
     metadata = (("authorization", f"Bearer {bench.token('*', scope='warm')}"),)
     daemon = bench.machine.runnerd_pid
     manifest = json.loads((GUESTS / "hello" / "manifest.json").read_bytes())
     numbers = range(1, _EXTRA_VERSIONS + 1)
     manifests = [json.dumps(manifest | {"version": f"1.{number}.0"}).encode() for number in numbers]
-    versions = [bench.publish(GUESTS / "hello", manifest=changed) for changed in manifests]
     shared, private = shared_memory_kib(), private_kib(daemon)
+    versions = [bench.publish(GUESTS / "hello", manifest=changed) for changed in manifests]
     with grpc.insecure_channel(bench.machine.addresses.grpc) as channel:
         stub: Any = runner_service_pb2_grpc.RunnerServiceStub(channel)
         for version in versions:

@@ -1,7 +1,7 @@
-"""Where the time of one undisturbed call goes: gRPC, the daemon's own work, the worker's frames, the engine.
+"""Where the time of one undisturbed call goes: the daemon (gRPC, kernel and generator included), the worker's frames, the engine.
 
-Each part is a difference of measurements one after the other, at one connection: the whole call (the generator's median), an RPC that
-does nothing but authenticate and describe (GetRunnerInfo), the time in a worker (the daemon's metric), the engine in a loop (`ceiling`).
+Each part is a difference of measurements one after the other, at one connection: the whole call (the generator's median), the time in a
+worker (the daemon's metric, a mean), the engine in a loop (`ceiling`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import httpx
 
 from registry.cli.building import COMPONENT
 from scripts.benchmark.bench import HELLO_TENANTS, Bench, Figures
-from scripts.benchmark.generators import Shape, h2load_is_available, load_execute, load_info
+from scripts.benchmark.generators import Shape, h2load_is_available, load_execute
 from scripts.demonstration.samples import ROOT
 
 _DURATION: Final = re.compile(r'^extrunner_execution_duration_seconds_(sum|count)\{outcome="completed"\} ([0-9.e+-]+)$', re.MULTILINE)
@@ -31,7 +31,6 @@ def measure(bench: Bench) -> Figures:
     tenant = HELLO_TENANTS[:1]
     shape = Shape(connections=1, seconds=seconds)
     load_execute(bench, bench.hello, tenant, Shape(connections=1, seconds=1))
-    rpc_us = load_info(bench, shape).p50_ms * 1000
     before = _in_workers(bench)
     whole_us = load_execute(bench, bench.hello, tenant, shape).p50_ms * 1000
     after = _in_workers(bench)
@@ -39,8 +38,7 @@ def measure(bench: Bench) -> Figures:
     engine_us = _engine_us(bench.hello.folder / COMPONENT, seconds)
     parts = {
         "whole": whole_us,
-        "grpc": rpc_us,
-        "daemon": whole_us - rpc_us - worker_us,
+        "daemon": whole_us - worker_us,
         "worker": worker_us - engine_us,
         "engine": engine_us,
     }
