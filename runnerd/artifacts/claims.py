@@ -12,7 +12,6 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
 
 from registry.bundles.store import BundleStore, ObjectNotFoundError
 from registry.domain.errors import RefusalError
@@ -33,46 +32,43 @@ class Claims:
 
     Args:
         store: where they lie.
-        key_of: names the object of a claim.
         stale_seconds: after which an unchanged claim of another daemon is taken over.
     """
 
-    def __init__(self, store: BundleStore, key_of: Callable[[str], str], *, stale_seconds: float = STALE_SECONDS) -> None:
+    def __init__(self, store: BundleStore, *, stale_seconds: float = STALE_SECONDS) -> None:
         self._store = store
-        self._key_of = key_of
         self._stale_seconds = stale_seconds
         self._held: set[str] = set()
         self._seen: dict[str, tuple[bytes, float]] = {}
         """Claims of others that somebody waits for: what they said, and since when, on the clock of `time.monotonic()`."""
         self._renewing: asyncio.Task[None] | None = None
 
-    async def take(self, name: str) -> bool:
-        """Claim `name`; False where another daemon has it and is alive."""
-        key = self._key_of(name)
+    async def take(self, key: str) -> bool:
+        """Create the claim at `key`; False where another daemon has it and is alive."""
         if not await self._write(key):
-            if not await self._is_stale(name, key):
+            if not await self._is_stale(key):
                 return False
             _LOG.warning("claim of another daemon is stale", extra={"claim": key})
             await self._store.delete(key)
             if not await self._write(key):
                 # Another one that waited was faster.
                 return False
-        self.forget(name)
-        self._held.add(name)
+        self.forget(key)
+        self._held.add(key)
         if self._renewing is None:
             self._renewing = asyncio.get_running_loop().create_task(self._renew())
         return True
 
-    def forget(self, name: str) -> None:
+    def forget(self, key: str) -> None:
         """Stop watching a claim of another daemon."""
-        self._seen.pop(name, None)
+        self._seen.pop(key, None)
 
-    async def release(self, name: str) -> None:
+    async def release(self, key: str) -> None:
         """Give up a claim of this daemon, if it has it. A store that does not answer leaves it to become stale."""
-        if name in self._held:
-            self._held.discard(name)
+        if key in self._held:
+            self._held.discard(key)
             with contextlib.suppress(RefusalError):
-                await self._store.delete(self._key_of(name))
+                await self._store.delete(key)
 
     async def aclose(self) -> None:
         """Stop renewing. What is held becomes stale."""
@@ -84,7 +80,7 @@ class Claims:
     async def _write(self, key: str) -> bool:
         return await self._store.put_if_absent(key, secrets.token_hex(16).encode(), content_type=_TYPE)
 
-    async def _is_stale(self, name: str, key: str) -> bool:
+    async def _is_stale(self, key: str) -> bool:
         try:
             said = await self._store.read(key, _MAX_CLAIM_BYTES)
         except ObjectNotFoundError:
@@ -95,9 +91,9 @@ class Claims:
                 raise
             # SECURITY: longer than any claim, so no daemon wrote it. What cannot be read does not change: it is waited for, then overtaken.
             said = b""
-        before = self._seen.get(name)
+        before = self._seen.get(key)
         if before is None or before[0] != said:
-            self._seen[name] = (said, time.monotonic())
+            self._seen[key] = (said, time.monotonic())
             return False
         return time.monotonic() - before[1] >= self._stale_seconds
 
@@ -105,10 +101,10 @@ class Claims:
         """Write every claim held anew, a few times before it would be stale. Who looks in between may take it, and then keeps it."""
         while True:
             await asyncio.sleep(self._stale_seconds / RENEWALS)
-            for name in list(self._held):
+            for key in list(self._held):
                 with contextlib.suppress(RefusalError):
-                    await self._store.delete(self._key_of(name))
+                    await self._store.delete(key)
                     # Released while the line above waited: then nobody would take the new one away.
-                    if name in self._held and not await self._write(self._key_of(name)):
+                    if key in self._held and not await self._write(key):
                         # Another daemon's now: not ours to renew, nor to remove.
-                        self._held.discard(name)
+                        self._held.discard(key)

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from registry.domain.digests import ContentHash, is_content_hash
 from registry.domain.errors import Reason, RefusalError
 from runnerd.artifacts.keys import ArtifactSigner, ArtifactVerifier
+from runnerd.artifacts.sealed import SealedFile
 from runnerd.engine.profile import MAX_MEMORIES
 
 RECORD_VERSION = 1
@@ -75,7 +76,7 @@ def verify_artifact_record(
     3. It speaks of this bundle.
     4. It speaks of this engine.
 
-    The caller compares the artifact's own digest and length with the statement before it maps anything.
+    The caller gives the artifact to `require_artifact` before it maps anything.
 
     Raises:
         RefusalError: ARTIFACT_REJECTED.
@@ -87,6 +88,17 @@ def verify_artifact_record(
     if statement.engine_fingerprint != engine_fingerprint:  # (4)
         reject("the record belongs to another engine")
     return statement
+
+
+def require_artifact(statement: ArtifactStatement, artifact: SealedFile) -> None:
+    """Require that these are the bytes that the statement is about.
+
+    Raises:
+        RefusalError: ARTIFACT_REJECTED.
+    """
+    # SECURITY: the digest is of the sealed copy, not of the file or the object that it was read from.
+    if (artifact.sha256, artifact.size) != (statement.artifact_sha256, statement.artifact_bytes):
+        reject("the artifact is not the one of the record")
 
 
 def write_interface_record(statement: InterfaceStatement, signer: ArtifactSigner) -> bytes:

@@ -31,7 +31,7 @@ from registry.domain.errors import RefusalError
 from runnerd.artifacts.claims import STALE_SECONDS, Claims
 from runnerd.artifacts.keys import ArtifactVerifier
 from runnerd.artifacts.observations import LoaderMetrics
-from runnerd.artifacts.records import MAX_ARTIFACT_RECORD_BYTES, ArtifactStatement, reject, verify_artifact_record
+from runnerd.artifacts.records import MAX_ARTIFACT_RECORD_BYTES, ArtifactStatement, reject, require_artifact, verify_artifact_record
 from runnerd.artifacts.sealed import SealedFile, new_memory_file, read_all, write_all
 
 _LOG = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class SharedArtifacts:
         self._fingerprint = fingerprint
         self._records = records
         self._metrics = metrics
-        self._claims = Claims(store, lambda digits: f"compiled/{fingerprint}/{digits}.claim", stale_seconds=settings.stale_seconds)
+        self._claims = Claims(store, stale_seconds=settings.stale_seconds)
         self._offers: deque[tuple[ContentHash, SealedFile, bytes]] = deque()
         self._offering: asyncio.Task[None] | None = None
         self._silent_until = 0.0
@@ -120,14 +120,14 @@ class SharedArtifacts:
                 await self._release(content_hash)
 
     async def _seek(self, content_hash: ContentHash) -> SharedArtifact | None:
-        digits = hex_of(content_hash)
+        claim = self._key(content_hash, ".claim")
         give_up = time.monotonic() + self._settings.wait_seconds
         try:
             while self._settings.sharing is not Sharing.OFF and time.monotonic() >= self._silent_until:
                 found = await self._find(content_hash)
                 if found is not None:
                     return found
-                if self._settings.sharing is Sharing.READ or await self._claim(digits):
+                if self._settings.sharing is Sharing.READ or await self._claim(claim):
                     self._metrics.shared_artifact("absent")
                     return None
                 if time.monotonic() >= give_up:
@@ -137,13 +137,13 @@ class SharedArtifacts:
         except _NotSharedError:
             pass
         finally:
-            self._claims.forget(digits)
+            self._claims.forget(claim)
         return None
 
-    async def _claim(self, digits: str) -> bool:
+    async def _claim(self, key: str) -> bool:
         try:
             async with self._answering():
-                return await self._claims.take(digits)
+                return await self._claims.take(key)
         except RefusalError as refusal:
             # Refused for good. Whatever it is about a claim, it is no failure of the bundle that is loaded.
             raise self._unavailable(refusal.public_detail) from refusal
@@ -151,7 +151,7 @@ class SharedArtifacts:
     async def _release(self, content_hash: ContentHash) -> None:
         with contextlib.suppress(_NotSharedError):
             async with self._answering():
-                await self._claims.release(hex_of(content_hash))
+                await self._claims.release(self._key(content_hash, ".claim"))
 
     def offer(self, content_hash: ContentHash, artifact: SealedFile, record: bytes) -> None:
         """Leave an artifact of this daemon for the others, in the background; a failure is counted and harms nobody."""
@@ -190,9 +190,7 @@ class SharedArtifacts:
                     record, self._records, content_hash=content_hash, engine_fingerprint=self._fingerprint
                 )
                 artifact = await self._fetch(content_hash, statement.artifact_bytes)  # (2)
-            # SECURITY: (3) the digest is of the sealed copy; nothing is mapped that was not compared.
-            if (artifact.sha256, artifact.size) != (statement.artifact_sha256, statement.artifact_bytes):
-                reject("the shared artifact is not the one of its record")
+            require_artifact(statement, artifact)  # (3)
         except ObjectNotFoundError:
             return None
         except RefusalError as refusal:

@@ -19,7 +19,7 @@ from runnerd.artifacts.compiler import ArtifactCompiler, Compilation, FetchCompo
 from runnerd.artifacts.keys import ArtifactSigner, ArtifactVerifier
 from runnerd.artifacts.observations import LoaderMetrics
 from runnerd.artifacts.progress import Preparation
-from runnerd.artifacts.records import ArtifactStatement, reject, verify_artifact_record, write_artifact_record
+from runnerd.artifacts.records import ArtifactStatement, require_artifact, verify_artifact_record, write_artifact_record
 from runnerd.artifacts.sealed import SealedFile
 from runnerd.artifacts.shared import SharedArtifacts
 from runnerd.engine.profile import BRIDGE_VERSION
@@ -77,9 +77,7 @@ class ArtifactSources:
             return None
         try:
             statement = verify_artifact_record(found.record, self._records, content_hash=content_hash, engine_fingerprint=self._fingerprint)
-            # SECURITY: the digest is of the sealed copy, not of the file on disk.
-            if (statement.artifact_sha256, statement.artifact_bytes) != (found.artifact.sha256, found.artifact.size):
-                reject("the artifact is not the one of the record")
+            require_artifact(statement, found.artifact)
         except RefusalError as refusal:
             self._metrics.verification(refusal.reason)
             _LOG.error("cached artifact rejected: %s", refusal.metadata.get("why", ""), extra={"content_hash": content_hash})

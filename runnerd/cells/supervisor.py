@@ -213,8 +213,7 @@ class Supervisor:
             member.is_serving = False
             self._count()
             if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
+                _kill(process)
                 await process.wait()
             for task in tasks:
                 task.cancel()
@@ -248,8 +247,7 @@ class Supervisor:
                 await asyncio.sleep(GONE_SECONDS)
                 trouble = "cell_unreachable"
         _log.error(trouble, pid=process.pid)
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        _kill(process)
 
     async def _pass_on(self, commands: Commands) -> None:
         while True:
@@ -269,8 +267,7 @@ class Supervisor:
         for member in self._members:
             # One that has just been started has not heard yet; it holds no call either.
             if not member.is_serving and member.process is not None and member.process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    member.process.kill()
+                _kill(member.process)
         ending = asyncio.gather(*self._tasks, return_exceptions=True)
         again = asyncio.ensure_future(commands.stops.get())
         either: set[asyncio.Future[Any]] = {ending, again}
@@ -319,6 +316,12 @@ class Supervisor:
             return await member.channel.ask(what, seconds=ASK_SECONDS)
         except (ConnectionError, TimeoutError):
             return None
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kill a cell's process, which may have ended in this moment."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
 
 
 async def supervise(settings: RunnerdSettings, cells: int) -> None:

@@ -23,14 +23,13 @@ from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
 from registry.domain.errors import Reason, RefusalError
-from runnerd.dispatch.fairness import Flow, Turns
+from runnerd.dispatch.fairness import Flow, Turns, smoothed
 
 REMEMBER_SECONDS: Final = 1.0
 """How long a tenant that has gone counts as present: one that calls now and then finds its share free, and owes what it has used."""
 _MOST_IDLE_INSTALLS: Final = 64
 """Installs without a call that are remembered for one tenant."""
 _MOST_RETRY_SECONDS: Final = 30
-_SMOOTHING: Final = 0.2
 _ROUNDING: Final = 1e-9
 """A third of three is one, whatever floating point says."""
 
@@ -296,7 +295,7 @@ class Admission:
         place._entered = None  # noqa: SLF001
         for flow, charged in zip((tenant, install), place._charged, strict=True):  # noqa: SLF001
             flow.settle(charged, used)
-        install.hold += (held - install.hold) * _SMOOTHING
+        install.hold = smoothed(install.hold, held)
         self._in_flight -= 1
         self._running -= 1
         tenant.in_flight -= 1

@@ -122,7 +122,10 @@ class CircuitBreaker:
 
     def forget_old(self) -> None:
         """Forget what was neither suspected nor paused within the window, so that the gauge says what there is now."""
-        self._forget_before(self._clock() - self._settings.window_seconds)
+        moment = self._clock() - self._settings.window_seconds
+        for circuit in list(self._circuits.values()):
+            if circuit.trial is None and max(circuit.touched, circuit.open_until or 0.0) <= moment:
+                self._forget(circuit)
 
     def admit(self, version: TenantVersion) -> Passage:
         """Let a call run, or refuse it.
@@ -192,12 +195,6 @@ class CircuitBreaker:
         self._metrics.circuit(state, open_now=self._open)
         version = circuit.version
         _log.warning("circuit", state=state, tenant_id=version.tenant_id, version_id=version.version_id, **details)
-
-    def _forget_before(self, moment: float) -> None:
-        """Forget what was neither suspected nor paused since `moment`."""
-        for circuit in list(self._circuits.values()):
-            if circuit.trial is None and max(circuit.touched, circuit.open_until or 0.0) <= moment:
-                self._forget(circuit)
 
     def _forget(self, circuit: _Circuit) -> None:
         del self._circuits[circuit.version]

@@ -7,9 +7,10 @@ from typing import Final
 
 import structlog
 
+from registry.domain.limits import MIB
 from runnerd.config import Cell, RunnerdSettings
 from runnerd.dispatch.cpus import Cpus, find_cpus
-from runnerd.dispatch.memory import MIB, ORDINARY_BYTES, MemoryLimits, find_memory, share_out, workers_that_fit
+from runnerd.dispatch.memory import ORDINARY_BYTES, MemoryLimits, find_memory, share_out, workers_that_fit
 
 WORKERS_PER_CPU: Final = 2
 MOST_WORKERS_PER_CPU: Final = 32

@@ -81,11 +81,6 @@ class FrameChannel:
         """True until closed or given up."""
         return self._open
 
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes that wait for the worker."""
-        return self._unsent_bytes
-
     async def send(
         self,
         kind: FrameKind,

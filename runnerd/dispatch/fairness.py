@@ -18,6 +18,11 @@ _SMOOTHING: Final = 0.2
 _SLACK: Final = 16
 
 
+def smoothed(estimate: float, newest: float) -> float:
+    """Return the estimate after one more call."""
+    return estimate + (newest - estimate) * _SMOOTHING
+
+
 class Flow:
     """Somebody who gets a share.
 
@@ -47,7 +52,7 @@ class Flow:
             used: what the call has used, in seconds.
         """
         self.virtual += (used - charged) / self.weight
-        self.cost += (used - self.cost) * _SMOOTHING
+        self.cost = smoothed(self.cost, used)
 
 
 F = TypeVar("F", bound=Flow)

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
+from registry.domain.limits import MIB
 from runnerd.dispatch import cgroups
 
-MIB: Final = 1024 * 1024
 ORDINARY_BYTES: Final = 64 * MIB
 """A worker without guests, generously."""
 RESERVE_BYTES: Final = 256 * MIB

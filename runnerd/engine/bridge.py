@@ -193,7 +193,10 @@ _CARRIED: Mapping[int, tuple[HostFunction, Enum]] = {
     number: (function, function.error) for number, function in BY_NUMBER.items() if function.carries_bytes and function.error is not None
 }
 """With the error that each answers with: the composer carries no function without one."""
-_SLOTS: Mapping[int, int] = {number: sum(len(flat_of(shape)) for _, shape in function.params) for number, (function, _) in _CARRIED.items()}
+_SLOTS: Mapping[int, struct.Struct] = {
+    number: struct.Struct(f"<{sum(len(flat_of(shape)) for _, shape in function.params)}Q") for number, (function, _) in _CARRIED.items()
+}
+"""The parameters of each, in slots of eight bytes."""
 
 
 def host_call(_context: Any, arguments: Any, _argument_count: int, results: Any, _result_count: int) -> None:
@@ -207,11 +210,11 @@ def host_call(_context: Any, arguments: Any, _argument_count: int, results: Any,
         call.end(InternalError(message="the bridge asked for something that it does not carry"))
 
     def read() -> list[object]:
-        if len(image) == _SLOT_BYTES and _SLOTS[function.number]:
+        parameters = _SLOTS[function.number]
+        if len(image) == _SLOT_BYTES and parameters.size:
             refuse_size(MAX_QUESTION_BYTES + 1, MAX_QUESTION_BYTES)
         memory = GuestImage(image, BASE)
-        count = _SLOTS[function.number]
-        slots = iter(memory.unpack(struct.Struct(f"<{count}Q"), BASE + len(image) - _SLOT_BYTES * (count + 1)))
+        slots = iter(memory.unpack(parameters, BASE + len(image) - parameters.size - _SLOT_BYTES))
         return [lift_flat(shape, memory, slots) for _, shape in function.params]
 
     def write(value: object, error: str | None) -> None:

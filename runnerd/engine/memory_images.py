@@ -62,14 +62,10 @@ def alignment_of(shape: Shape) -> int:
 def size_of(shape: Shape) -> int:
     """Return the size of a shape in memory, in bytes."""
     match shape:
-        case Bool() | Enum():
-            return 1
-        case Unsigned(bits=bits):
-            return bits // 8
-        case F64():
-            return 8
+        case Bool() | Enum() | Unsigned() | F64():
+            return alignment_of(shape)
         case Text() | Data() | ListOf():
-            return 8
+            return _PAIR.size
         case Option(inner=inner):
             return align_up(alignment_of(inner) + size_of(inner), alignment_of(inner))
         case TupleOf() | Record():

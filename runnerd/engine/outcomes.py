@@ -114,9 +114,6 @@ _TOO_MUCH_MEMORY = re.compile(
     r"memory minimum size of \d+ (pages|bytes) exceeds memory limits|minimum size .{0,40}exceeds.{0,20}memory limit"
 )
 _TOO_MUCH_TABLE = re.compile(r"table minimum size of \d+ elements exceeds table limits|tables? .{0,40}(limit|exceeds)|table count too high")
-_TOO_MANY = re.compile(
-    r"resource limit exceeded: (instance|memory|table) count too high at (\d+)|(instance|memory|table) count too high at (\d+)"
-)
 _BRIDGE_IS_FULL = "memory fault at wasm address 0xfffffff0 "
 """Of `fail` in bridge.wat. A guest that reads there by itself names its own end so, and gains nothing."""
 _LINEAR_MEMORY_SIZE = re.compile(r"in linear memory of size 0x([0-9a-f]+)")

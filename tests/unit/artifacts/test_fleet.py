@@ -123,19 +123,19 @@ async def test_who_waits_for_another_daemon_is_told_that_it_is_being_looked_for(
 
 
 def claims(store: MemoryBundleStore, *, stale_seconds: float = 0.2) -> Claims:
-    return Claims(store, lambda name: f"claims/{name}", stale_seconds=stale_seconds)
+    return Claims(store, stale_seconds=stale_seconds)
 
 
 async def test_one_of_two_has_a_claim_until_it_gives_it_up() -> None:
     store = MemoryBundleStore()
     one, two = claims(store, stale_seconds=60), claims(store, stale_seconds=60)
-    assert await one.take("x")
-    assert not await two.take("x")
-    assert await two.take("y")
-    await two.release("x")
-    assert not await two.take("x")
-    await one.release("x")
-    assert await two.take("x")
+    assert await one.take("claims/x")
+    assert not await two.take("claims/x")
+    assert await two.take("claims/y")
+    await two.release("claims/x")
+    assert not await two.take("claims/x")
+    await one.release("claims/x")
+    assert await two.take("claims/x")
     for each in (one, two):
         await each.aclose()
 
@@ -143,15 +143,15 @@ async def test_one_of_two_has_a_claim_until_it_gives_it_up() -> None:
 async def test_a_claim_that_is_held_is_renewed_and_never_stale() -> None:
     store = MemoryBundleStore()
     one, two = claims(store), claims(store)
-    assert await one.take("x")
+    assert await one.take("claims/x")
     said = set()
     until = time.monotonic() + 0.8
     while time.monotonic() < until:
         said.add(store.objects.get("claims/x"))
-        assert not await two.take("x")
+        assert not await two.take("claims/x")
         await asyncio.sleep(0.01)
     assert len(said) > 2
-    await one.release("x")
+    await one.release("claims/x")
     await asyncio.sleep(0.2)
     assert store.objects == {}
     for each in (one, two):
@@ -166,12 +166,12 @@ async def test_of_two_who_find_a_claim_stale_the_faster_one_has_it() -> None:
     store = Raced()
     store.objects["claims/x"] = b"of a daemon that is gone"
     slower = claims(store, stale_seconds=0.02)
-    assert not await slower.take("x")
+    assert not await slower.take("claims/x")
     await asyncio.sleep(0.03)
-    assert not await slower.take("x")
+    assert not await slower.take("claims/x")
     assert store.objects == {"claims/x": b"the faster one's"}
     # From here on it watches that one.
-    assert not await slower.take("x")
+    assert not await slower.take("claims/x")
     await slower.aclose()
 
 
@@ -187,11 +187,11 @@ async def test_who_finds_the_claim_taken_while_renewing_leaves_it_alone() -> Non
 
     store = Raced()
     one = claims(store, stale_seconds=0.03)
-    assert await one.take("x")
+    assert await one.take("claims/x")
     await until(lambda: store.deleted)
     # Some renewals later nothing of the other's was touched, nor is it when the work is done.
     await asyncio.sleep(0.1)
-    await one.release("x")
+    await one.release("claims/x")
     assert store.deleted == 1
     assert store.objects == {"claims/x": b"another daemon's"}
     await one.aclose()
@@ -201,11 +201,11 @@ async def test_a_claim_that_cannot_be_read_is_waited_for_and_then_overtaken() ->
     store = MemoryBundleStore()
     store.objects["claims/x"] = bytes(257)
     one = claims(store, stale_seconds=0.2)
-    assert not await one.take("x")
-    assert not await one.take("x")
+    assert not await one.take("claims/x")
+    assert not await one.take("claims/x")
     assert store.objects["claims/x"] == bytes(257)
     await asyncio.sleep(0.25)
-    assert await one.take("x")
+    assert await one.take("claims/x")
     assert len(store.objects["claims/x"]) == 32
     await one.aclose()
 
@@ -213,13 +213,13 @@ async def test_a_claim_that_cannot_be_read_is_waited_for_and_then_overtaken() ->
 async def test_a_store_that_fails_while_renewing_leaves_the_claim_to_become_stale() -> None:
     store = MemoryBundleStore()
     one, two = claims(store), claims(store)
-    assert await one.take("x")
+    assert await one.take("claims/x")
     store.fail_on = "delete"
     await asyncio.sleep(0.1)
-    await one.release("x")
+    await one.release("claims/x")
     store.fail_on = None
     async with asyncio.timeout(10):
-        while not await two.take("x"):  # noqa: ASYNC110 - the store does not signal
+        while not await two.take("claims/x"):  # noqa: ASYNC110 - the store does not signal
             await asyncio.sleep(0.01)
     for each in (one, two):
         await each.aclose()

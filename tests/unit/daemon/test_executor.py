@@ -20,6 +20,8 @@ from registry.domain.records import Endpoint
 from runnerd.capabilities.catalog import BY_NAME
 from runnerd.capabilities.grants import GuestUser, InvocationGrant
 from runnerd.capabilities.values import arguments_to_wire
+from runnerd.dispatch.calls import OpenCall
+from runnerd.dispatch.connection import WorkerConnection
 from runnerd.dispatch.outcome import Completed, GuestError, LimitExceeded, LimitKind, TrapKind, Trapped
 from runnerd.dispatch.request import ExecutionResult, GuestRequest
 from runnerd.dispatch.start import Invocation, build_start
@@ -407,13 +409,18 @@ async def silent(worker: WorkerEnd) -> None:
         await worker.next_frame()
 
 
+async def started(kit: Kit) -> tuple[asyncio.Task[ExecutionResult], WorkerConnection, OpenCall]:
+    """Start a call; return it once its worker has it, with both."""
+    task = asyncio.create_task(execute(kit))
+    await eventually(lambda: any(call.started for worker in kit.pool.workers for call in worker._table.calls))
+    worker = next(worker for worker in kit.pool.workers if worker.in_flight)
+    return task, worker, worker._table.calls[0]
+
+
 async def test_call_that_ends_in_the_moment_of_its_cancellation__costs_the_worker_nothing() -> None:
     fork, _ = scripted(then=silent)
     async with dispatching(fork) as kit:
-        task = asyncio.create_task(execute(kit))
-        await eventually(lambda: any(call.started for worker in kit.pool.workers for call in worker._table.calls))
-        worker = next(worker for worker in kit.pool.workers if worker.in_flight)
-        call = worker._table.calls[0]
+        task, worker, call = await started(kit)
         task.cancel()
         worker._on_frame(Frame(FrameKind.DONE, call.call_id, completed(204).SerializeToString()))
         with pytest.raises(asyncio.CancelledError):
@@ -426,10 +433,7 @@ async def test_call_that_ends_in_the_moment_of_its_cancellation__costs_the_worke
 async def test_cancelled_call__is_taken_from_the_guest_and_its_late_answer_is_no_violation() -> None:
     fork, processes = scripted(then=silent)
     async with dispatching(fork) as kit:
-        task = asyncio.create_task(execute(kit))
-        await eventually(lambda: any(call.started for worker in kit.pool.workers for call in worker._table.calls))
-        worker = next(worker for worker in kit.pool.workers if worker.in_flight)
-        call = worker._table.calls[0]
+        task, worker, call = await started(kit)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +16,12 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from registry.domain.errors import Reason, RefusalError
+from registry.domain.ids import TenantId
+from registry.domain.limits import MIB
 from runnerd.dispatch import cgroups
 from runnerd.dispatch.memory import (
     ABOVE_ITS_LINE,
     FOR_THE_BUDGET,
-    MIB,
     ORDINARY_BYTES,
     RESERVE_BYTES,
     MemoryLimits,
@@ -29,7 +32,8 @@ from runnerd.dispatch.memory import (
     too_much,
     workers_that_fit,
 )
-from tests.fakes.dispatch_kit import OTHER_TENANT, POOL, TENANT, dispatching, eventually, make_request
+from runnerd.dispatch.request import ExecutionResult
+from tests.fakes.dispatch_kit import OTHER_TENANT, POOL, TENANT, Kit, dispatching, eventually, make_request
 from tests.fakes.fake_worker import WorkerEnd, scripted
 
 GIB = 1024 * MIB
@@ -159,7 +163,11 @@ def test_what_is_left__fits_and_nobody_goes_without_need(workers: list[tuple[str
         assert not going
 
 
-async def test_pool__ends_the_worker_that_holds_too_much_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@asynccontextmanager
+async def two_calls(
+    monkeypatch: pytest.MonkeyPatch, *, budget_bytes: int
+) -> AsyncIterator[tuple[Kit, dict[int, int], dict[TenantId, asyncio.Task[ExecutionResult]]]]:
+    """Let two tenants' workers hold a call each, of sizes that the test says by process id."""
     sizes: dict[int, int] = {}
     monkeypatch.setattr("runnerd.dispatch.pool.resident_bytes", lambda pid: sizes.get(pid, 10))
 
@@ -169,7 +177,7 @@ async def test_pool__ends_the_worker_that_holds_too_much_and_says_so(monkeypatch
         await worker.next_frame()
 
     fork, _ = scripted(holds, holds)
-    pool = replace(POOL, floor=2, memory=MemoryLimits(budget_bytes=1_000, worker_bytes=500), memory_seconds=0.01)
+    pool = replace(POOL, floor=2, memory=MemoryLimits(budget_bytes=budget_bytes, worker_bytes=500), memory_seconds=0.01)
     async with dispatching(fork, pool=pool) as kit:
         await eventually(lambda: len(kit.pool.workers) == 2)
         calls = {
@@ -177,6 +185,11 @@ async def test_pool__ends_the_worker_that_holds_too_much_and_says_so(monkeypatch
             for tenant in (TENANT, OTHER_TENANT)
         }
         await eventually(lambda: kit.pool.state().in_use == 2)
+        yield kit, sizes, calls
+
+
+async def test_pool__ends_the_worker_that_holds_too_much_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two_calls(monkeypatch, budget_bytes=1_000) as (kit, sizes, calls):
         bomb = next(worker for worker in kit.pool.workers if worker.key == TENANT)
         sizes[bomb.pid] = 501
         with pytest.raises(RefusalError) as refused:
@@ -211,23 +224,7 @@ async def test_memory_that_cannot_be_read_for_a_while__is_said_once_and_watched_
 
 
 async def test_pool__for_the_budget__the_worker_that_goes_is_blamed_on_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: dict[int, int] = {}
-    monkeypatch.setattr("runnerd.dispatch.pool.resident_bytes", lambda pid: sizes.get(pid, 10))
-
-    async def holds(worker: WorkerEnd) -> None:
-        await worker.greet()
-        await worker.next_start()
-        await worker.next_frame()
-
-    fork, _ = scripted(holds, holds)
-    pool = replace(POOL, floor=2, memory=MemoryLimits(budget_bytes=600, worker_bytes=500), memory_seconds=0.01)
-    async with dispatching(fork, pool=pool) as kit:
-        await eventually(lambda: len(kit.pool.workers) == 2)
-        calls = {
-            tenant: asyncio.create_task(kit.executor.execute(kit.caller, make_request(tenant_id=tenant), deadline=None))
-            for tenant in (TENANT, OTHER_TENANT)
-        }
-        await eventually(lambda: kit.pool.state().in_use == 2)
+    async with two_calls(monkeypatch, budget_bytes=600) as (kit, sizes, calls):
         first, second = kit.pool.workers
         larger = first if first.key == TENANT else second
         sizes[first.pid] = sizes[second.pid] = 301
