@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -31,6 +31,11 @@ from runnerd.artifacts.loader import ExtensionLoader, LoaderSettings
 from runnerd.artifacts.shared import Sharing, SharingSettings
 from runnerd.assets.supervisor import AssetsServer
 from runnerd.capabilities.broker import CapabilityBroker
+from runnerd.capabilities.handlers import Handler
+from runnerd.capabilities.settings import settings_handlers
+from runnerd.capabilities.storage import storage_handlers
+from runnerd.capabilities.unavailable import unavailable_handlers
+from runnerd.capabilities.user import user_handlers
 from runnerd.cells.commands import Commands, ignore_signals
 from runnerd.cells.exposition import families
 from runnerd.cells.link import Link, linked
@@ -180,7 +185,7 @@ async def open_daemon(settings: RunnerdSettings, *, cell: Cell, link: Link | Non
         generations = await Generations.start(lambda: _factory(settings, cell), metrics)
         stack.push_async_callback(generations.aclose)
         breaker = CircuitBreaker(metrics)
-        desk = HostCallDesk(CapabilityBroker(storage=StorageService(database)), metrics)
+        desk = HostCallDesk(CapabilityBroker(_capabilities(database)), metrics)
         pool = _pool(settings, capacity, generations, desk=desk, breaker=breaker, metrics=metrics)
         stack.push_async_callback(pool.aclose)
         await pool.start()
@@ -224,6 +229,22 @@ async def open_daemon(settings: RunnerdSettings, *, cell: Cell, link: Link | Non
             generations=generations,
             metrics=metrics,
         )
+
+
+def _capabilities(database: Database) -> Iterable[Mapping[int, Handler]]:
+    """Make every capability, with what is behind it."""
+    return (
+        settings_handlers(),
+        user_handlers(),
+        storage_handlers(StorageService(database)),
+        unavailable_handlers("extrunner:host/kv"),
+        unavailable_handlers("alga:extension/http"),
+        unavailable_handlers("alga:extension/secrets"),
+        unavailable_handlers("alga:extension/ui-proxy", "alga:extension/invoicing", "alga:extension/clients", "alga:extension/services"),
+        unavailable_handlers("alga:extension/scheduler"),
+        unavailable_handlers("extrunner:host/metrics"),
+        unavailable_handlers("extrunner:host/events"),
+    )
 
 
 class _Readiness:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from registry.domain.errors import RefusalError
@@ -20,10 +20,6 @@ from runnerd.capabilities.denials import explain_denial
 from runnerd.capabilities.grants import GuestUser, InvocationGrant
 from runnerd.capabilities.handlers import Handler
 from runnerd.capabilities.results import HostResult
-from runnerd.capabilities.settings import settings_handlers
-from runnerd.capabilities.storage import ExtensionStorage, storage_handlers
-from runnerd.capabilities.unavailable import unavailable_handlers
-from runnerd.capabilities.user import user_handlers
 
 __all__ = ["CapabilityBroker", "GuestUser", "HostResult", "InvocationGrant", "explain_denial"]
 
@@ -36,13 +32,16 @@ class CapabilityBroker:
     """Answers host calls. One for each daemon; keeps nothing between calls.
 
     Args:
-        storage: the values of installs (`registry.services.storage.StorageService`).
+        capabilities: the handlers of each; together exactly one for every function of the catalog that a worker does not answer.
         call_seconds: cap of one call.
+
+    Raises:
+        ValueError: two of `capabilities` answer one function, or nobody answers one.
     """
 
-    def __init__(self, *, storage: ExtensionStorage, call_seconds: float = CALL_SECONDS) -> None:
+    def __init__(self, capabilities: Iterable[Mapping[int, Handler]], *, call_seconds: float = CALL_SECONDS) -> None:
         self._call_seconds = call_seconds
-        self._handlers = _assemble(settings_handlers(), user_handlers(), storage_handlers(storage), unavailable_handlers())
+        self._handlers = _assemble(capabilities)
 
     async def call(self, grant: InvocationGrant, function: HostFunction, arguments: tuple[object, ...]) -> HostResult:
         """Answer one call.
@@ -82,7 +81,7 @@ class CapabilityBroker:
         _LOG.warning("host call failed: %s", why, extra=_fields(grant, function))
 
 
-def _assemble(*groups: Mapping[int, Handler]) -> Mapping[int, Handler]:
+def _assemble(groups: Iterable[Mapping[int, Handler]]) -> Mapping[int, Handler]:
     """Merge the handlers of all capabilities; every brokered function of the catalog has exactly one."""
     handlers: dict[int, Handler] = {}
     for group in groups:

@@ -1,8 +1,7 @@
-"""Host functions that this runner has nothing behind yet: each answers all the same, in its own shape.
+"""Host functions that this runner has nothing behind: each answers all the same, in its own shape.
 
-Secrets, egress, platform calls, schedules, metrics, events and the richer key-value interface. They answer even where the capability is
-granted, so that an extension built against the whole world runs. The platform's interfaces answer as CONTRACT §4 says for a runner
-without a platform address.
+They answer even where the capability is granted, so that an extension built against the whole world runs. The platform's interfaces answer
+as CONTRACT §4 says for a runner without a platform address.
 """
 
 from __future__ import annotations
@@ -17,21 +16,6 @@ from runnerd.capabilities.grants import InvocationGrant
 from runnerd.capabilities.handlers import Handler
 from runnerd.capabilities.results import HostResult
 
-INTERFACES: frozenset[str] = frozenset(
-    {
-        "alga:extension/secrets",
-        "alga:extension/http",
-        "alga:extension/ui-proxy",
-        "alga:extension/scheduler",
-        "alga:extension/invoicing",
-        "alga:extension/clients",
-        "alga:extension/services",
-        "extrunner:host/kv",
-        "extrunner:host/metrics",
-        "extrunner:host/events",
-    }
-)
-
 _CASES: Mapping[str, str] = MappingProxyType(
     {
         "alga:extension/ui-proxy": "route-not-found",
@@ -42,9 +26,9 @@ _CASES: Mapping[str, str] = MappingProxyType(
 """Interface → its answer without a platform behind it, where that is not the denial of the catalog."""
 
 
-def unavailable_handlers() -> Mapping[int, Handler]:
-    """Return the handlers, by number of the function."""
-    return {function.number: _handler(function) for function in FUNCTIONS if function.interface in INTERFACES}
+def unavailable_handlers(*interfaces: str) -> Mapping[int, Handler]:
+    """Return the handlers of `interfaces`, by number of the function."""
+    return {function.number: _handler(function) for function in FUNCTIONS if function.interface in interfaces}
 
 
 def _handler(function: HostFunction) -> Handler:

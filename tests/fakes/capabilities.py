@@ -1,8 +1,9 @@
-"""Fakes around the broker: storage in a dictionary, grants, and a plausible value of any shape."""
+"""Fakes around the broker: a broker of given capabilities, storage in a dictionary, grants, and a plausible value of any shape."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from registry.domain.capabilities import ALWAYS, KNOWN
@@ -10,8 +11,14 @@ from registry.domain.ids import ExtensionId, InstallId, TenantId, VersionId
 from registry.domain.records import StorageEntry
 from registry.services.pages import decode_cursor, encode_cursor
 from registry.services.storage import StorageCase, StorageRefusalError
+from runnerd.capabilities.broker import CALL_SECONDS, CapabilityBroker
+from runnerd.capabilities.catalog import FUNCTIONS
 from runnerd.capabilities.grants import GuestUser, InvocationGrant
+from runnerd.capabilities.handlers import Handler
+from runnerd.capabilities.settings import settings_handlers
 from runnerd.capabilities.shapes import F64, Bool, Data, Enum, ListOf, Option, Record, Shape, Text, TupleOf, Unsigned
+from runnerd.capabilities.unavailable import unavailable_handlers
+from runnerd.capabilities.user import user_handlers
 
 INSTALL = InstallId("0197a000-0000-7000-8000-00000000000a")
 OTHER_INSTALL = InstallId("0197a000-0000-7000-8000-00000000000b")
@@ -47,6 +54,14 @@ def make_grant(**changes: Any) -> InvocationGrant:
 def grant_of(*capabilities: str, **changes: Any) -> InvocationGrant:
     names = frozenset(capabilities)
     return make_grant(capabilities=names | ALWAYS, declared=names, granted=names, **changes)
+
+
+def make_broker(*capabilities: Mapping[int, Handler], call_seconds: float = CALL_SECONDS) -> CapabilityBroker:
+    """A broker of these capabilities, of settings and user, and of nothing behind every other function."""
+    given = (settings_handlers(), user_handlers(), *capabilities)
+    answered = {number for group in given for number in group}
+    others = {function.interface for function in FUNCTIONS if not function.local and function.number not in answered}
+    return CapabilityBroker((*given, unavailable_handlers(*others)), call_seconds=call_seconds)
 
 
 class MemoryStorage:

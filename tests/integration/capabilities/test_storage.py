@@ -9,10 +9,10 @@ import pytest
 from registry.database import Database, _build_engine
 from registry.domain.ids import InstallId
 from registry.services.storage import StorageLimits, StorageService
-from runnerd.capabilities.broker import CapabilityBroker
 from runnerd.capabilities.catalog import BY_NAME
 from runnerd.capabilities.grants import InvocationGrant
-from tests.fakes.capabilities import grant_of
+from runnerd.capabilities.storage import storage_handlers
+from tests.fakes.capabilities import grant_of, make_broker
 from tests.fakes.registry_rows import OTHER_TENANT, TENANT, install, publish
 
 GET, PUT, DELETE, LIST = (BY_NAME["alga:extension/storage", name] for name in ("get", "put", "delete", "list-entries"))
@@ -32,7 +32,7 @@ def entry(key: str = "k", value: bytes = b"value", revision: int | None = None) 
 
 
 async def test_values_survive_with_their_revisions(runner_database: Database, grants: tuple[InvocationGrant, InvocationGrant]) -> None:
-    broker, (mine, _) = CapabilityBroker(storage=StorageService(runner_database)), grants
+    broker, (mine, _) = make_broker(storage_handlers(StorageService(runner_database))), grants
     value = bytes(range(256))
     assert (await broker.call(mine, PUT, (entry(value=value),))).value == entry(value=value, revision=1)
     assert (await broker.call(mine, GET, ("notes", "k"))).value == entry(value=value, revision=1)
@@ -45,7 +45,7 @@ async def test_values_survive_with_their_revisions(runner_database: Database, gr
 
 
 async def test_a_guest_can_read_everything_page_by_page(runner_database: Database, grants: tuple[InvocationGrant, InvocationGrant]) -> None:
-    broker, (mine, _) = CapabilityBroker(storage=StorageService(runner_database)), grants
+    broker, (mine, _) = make_broker(storage_handlers(StorageService(runner_database))), grants
     keys = sorted(f"key {number:02} ä" for number in range(60))
     for key in keys:
         await broker.call(mine, PUT, (entry(key),))
@@ -59,7 +59,7 @@ async def test_a_guest_can_read_everything_page_by_page(runner_database: Databas
 async def test_the_other_tenant_reads_and_changes_nothing(
     runner_database: Database, grants: tuple[InvocationGrant, InvocationGrant]
 ) -> None:
-    broker, (mine, theirs) = CapabilityBroker(storage=StorageService(runner_database)), grants
+    broker, (mine, theirs) = make_broker(storage_handlers(StorageService(runner_database))), grants
     await broker.call(mine, PUT, (entry(),))
     assert (await broker.call(theirs, GET, ("notes", "k"))).error == "missing"
     assert (await broker.call(theirs, LIST, ("notes", None))).value == []
@@ -88,7 +88,7 @@ async def test_the_other_tenant_reads_and_changes_nothing(
 async def test_names_and_sizes_have_bounds(
     runner_database: Database, grants: tuple[InvocationGrant, InvocationGrant], namespace: str, key: str, value: bytes, error: str | None
 ) -> None:
-    broker, (mine, _) = CapabilityBroker(storage=StorageService(runner_database)), grants
+    broker, (mine, _) = make_broker(storage_handlers(StorageService(runner_database))), grants
     given = {"namespace": namespace, "key": key, "value": value, "revision": None}
     assert (await broker.call(mine, PUT, (given,))).error == error
     assert (await broker.call(mine, GET, (namespace, key))).error == (
@@ -98,21 +98,21 @@ async def test_names_and_sizes_have_bounds(
 
 async def test_a_quota_that_is_used_up_is_told(runner_database: Database, grants: tuple[InvocationGrant, InvocationGrant]) -> None:
     limits = StorageLimits(total_bytes=10)
-    broker, (mine, _) = CapabilityBroker(storage=StorageService(runner_database, limits)), grants
+    broker, (mine, _) = make_broker(storage_handlers(StorageService(runner_database, limits))), grants
     assert (await broker.call(mine, PUT, (entry("a", b"x" * 10),))).error is None
     refused = await broker.call(mine, PUT, (entry("b", b"x"),))
     assert (refused.error, refused.denial) == ("denied", None)
 
 
 async def test_an_install_that_is_gone_stores_nothing(runner_database: Database) -> None:
-    broker = CapabilityBroker(storage=StorageService(runner_database))
+    broker = make_broker(storage_handlers(StorageService(runner_database)))
     gone = grant_of("storage.kv", install_id=InstallId("0197a000-0000-7000-8000-0000000000ff"))
     assert (await broker.call(gone, PUT, (entry(),))).error == "denied"
 
 
 async def test_a_database_that_does_not_answer_is_internal(tmp_path: Path) -> None:
     absent = Database(_build_engine(f"postgresql+psycopg://ext_runner@/none?host={tmp_path}", 1))
-    broker = CapabilityBroker(storage=StorageService(absent))
+    broker = make_broker(storage_handlers(StorageService(absent)))
     try:
         for function, arguments in ((GET, ("notes", "k")), (PUT, (entry(),)), (LIST, ("notes", None))):
             result = await broker.call(grant_of("storage.kv"), function, arguments)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from registry.domain.errors import Reason, RefusalError
-from runnerd.capabilities.broker import CapabilityBroker, _assemble
+from runnerd.capabilities.broker import CapabilityBroker
 from runnerd.capabilities.catalog import BY_NAME, FUNCTIONS, HostFunction
 from runnerd.capabilities.results import HostResult
 from runnerd.capabilities.settings import settings_handlers
+from runnerd.capabilities.storage import storage_handlers
 from runnerd.capabilities.values import reply_to_wire
-from tests.fakes.capabilities import INSTALL, OTHER_INSTALL, MemoryStorage, grant_of, make_grant, sample
+from tests.fakes.capabilities import INSTALL, OTHER_INSTALL, MemoryStorage, grant_of, make_broker, make_grant, sample
 
 BROKERED = [function for function in FUNCTIONS if not function.local]
 
@@ -44,7 +45,7 @@ def storage() -> MemoryStorage:
 
 @pytest.fixture
 def broker(storage: MemoryStorage) -> CapabilityBroker:
-    return CapabilityBroker(storage=storage)
+    return make_broker(storage_handlers(storage))
 
 
 @pytest.mark.parametrize("function", BROKERED, ids=lambda function: function.qualified_name)
@@ -105,12 +106,12 @@ async def test_a_call_that_takes_too_long_is_ended(storage: MemoryStorage) -> No
             ended.set()
 
     storage.get = stuck  # type: ignore[method-assign, assignment]
-    broker = CapabilityBroker(storage=storage, call_seconds=0.01)
+    broker = make_broker(storage_handlers(storage), call_seconds=0.01)
     assert (await broker.call(make_grant(), GET, ("n", "k"))).error == "internal"
     assert ended.is_set()
     ended.clear()
     short = make_grant(deadline=time.monotonic() + 0.01)
-    assert (await CapabilityBroker(storage=storage).call(short, GET, ("n", "k"))).error == "internal"
+    assert (await make_broker(storage_handlers(storage)).call(short, GET, ("n", "k"))).error == "internal"
     assert ended.is_set()
 
 
@@ -237,9 +238,9 @@ async def test_a_result_record_says_why_in_words(broker: CapabilityBroker) -> No
 
 def test_a_function_without_a_handler_is_found_at_start() -> None:
     with pytest.raises(ValueError, match="nobody answers"):
-        _assemble(settings_handlers())
+        CapabilityBroker([settings_handlers()])
 
 
 def test_a_function_with_two_handlers_is_found_at_start() -> None:
     with pytest.raises(ValueError, match="two capabilities"):
-        _assemble(settings_handlers(), settings_handlers())
+        CapabilityBroker([settings_handlers(), settings_handlers()])
