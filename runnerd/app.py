@@ -19,7 +19,9 @@ from registry.domain.digests import ContentHash
 from registry.domain.errors import Reason, RefusalError
 from registry.provenance.domains import load_trust_domains
 from registry.provenance.verifier import BundleVerifier
+from registry.services.events import EventOutbox
 from registry.services.executions import ExecutionRecorder
+from registry.services.measurements import MeasurementRecorder
 from registry.services.resolution import Resolver
 from registry.services.storage import StorageService
 from registry.tokens import ClaimNames, TokenVerifier
@@ -31,7 +33,9 @@ from runnerd.artifacts.loader import ExtensionLoader, LoaderSettings
 from runnerd.artifacts.shared import Sharing, SharingSettings
 from runnerd.assets.supervisor import AssetsServer
 from runnerd.capabilities.broker import CapabilityBroker
+from runnerd.capabilities.events import events_handlers
 from runnerd.capabilities.handlers import Handler
+from runnerd.capabilities.metrics import metrics_handlers
 from runnerd.capabilities.settings import settings_handlers
 from runnerd.capabilities.storage import storage_handlers
 from runnerd.capabilities.unavailable import unavailable_handlers
@@ -177,6 +181,9 @@ async def open_daemon(settings: RunnerdSettings, *, cell: Cell, link: Link | Non
         recorder = ExecutionRecorder(database)
         await recorder.start()
         stack.push_async_callback(recorder.aclose)
+        measurements = MeasurementRecorder(database, on_lost=metrics.measurements_lost)
+        await measurements.start()
+        stack.push_async_callback(measurements.aclose)
 
         verifier = _verifier(settings, metrics)
         loader = _loader(settings, resolver=resolver, verifier=verifier, metrics=metrics)
@@ -185,7 +192,7 @@ async def open_daemon(settings: RunnerdSettings, *, cell: Cell, link: Link | Non
         generations = await Generations.start(lambda: _factory(settings, cell), metrics)
         stack.push_async_callback(generations.aclose)
         breaker = CircuitBreaker(metrics)
-        desk = HostCallDesk(CapabilityBroker(_capabilities(database)), metrics)
+        desk = HostCallDesk(CapabilityBroker(_capabilities(settings, database, measurements)), metrics)
         pool = _pool(settings, capacity, generations, desk=desk, breaker=breaker, metrics=metrics)
         stack.push_async_callback(pool.aclose)
         await pool.start()
@@ -231,7 +238,7 @@ async def open_daemon(settings: RunnerdSettings, *, cell: Cell, link: Link | Non
         )
 
 
-def _capabilities(database: Database) -> Iterable[Mapping[int, Handler]]:
+def _capabilities(settings: RunnerdSettings, database: Database, measurements: MeasurementRecorder) -> Iterable[Mapping[int, Handler]]:
     """Make every capability, with what is behind it."""
     return (
         settings_handlers(),
@@ -242,8 +249,8 @@ def _capabilities(database: Database) -> Iterable[Mapping[int, Handler]]:
         unavailable_handlers("alga:extension/secrets"),
         unavailable_handlers("alga:extension/ui-proxy", "alga:extension/invoicing", "alga:extension/clients", "alga:extension/services"),
         unavailable_handlers("alga:extension/scheduler"),
-        unavailable_handlers("extrunner:host/metrics"),
-        unavailable_handlers("extrunner:host/events"),
+        metrics_handlers(measurements),
+        events_handlers(EventOutbox(database, settings.events.limits), per_invocation=settings.events.per_invocation),
     )
 
 

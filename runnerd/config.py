@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from registry.deployment import Environment, is_embedded_database, is_loopback, refuse_unknown_settings
 from registry.domain.capabilities import KNOWN, normalise
+from registry.domain.events import EventLimits
 from registry.domain.limits import MIB, OPERATOR_CEILING, OPERATOR_DEFAULTS, ExecutionLimits, LimitWishes, clamp
 from registry.tokens import GATEWAY_AUDIENCE, RUNNER_AUDIENCE
 
@@ -186,6 +187,23 @@ class Cell:
         return self.count == 1
 
 
+class EventsSettings(_Section):
+    """What extensions may publish."""
+
+    data_bytes: Annotated[int, Field(ge=1, le=MIB)] = 256 * 1024
+    """Of one event."""
+    per_invocation: Annotated[int, Field(ge=0, le=1_000)] = 32
+    per_minute: Annotated[int, Field(ge=0, le=1_000_000)] = 600
+    """Of one install, in the whole fleet; so are the next two."""
+    per_day: Annotated[int, Field(ge=0, le=100_000_000)] = 10_000
+    bytes_per_day: Annotated[int, Field(ge=0, le=1 << 40)] = 64 * MIB
+
+    @property
+    def limits(self) -> EventLimits:
+        """What one install may publish."""
+        return EventLimits(data_bytes=self.data_bytes, per_minute=self.per_minute, per_day=self.per_day, bytes_per_day=self.bytes_per_day)
+
+
 class LimitOverrides(_Section):
     """Limits of one execution that differ from the product's; see `registry.domain.limits.ExecutionLimits` for the units."""
 
@@ -261,6 +279,7 @@ class RunnerdSettings(BaseSettings):
     """What any install may have at all."""
     grpc: GrpcSettings = GrpcSettings()
     ops: OpsSettings = OpsSettings()
+    events: EventsSettings = EventsSettings()
     assets: AssetsSettings = AssetsSettings()
     database: DatabaseSettings
     services: ServicesSettings

@@ -5,10 +5,13 @@ from __future__ import annotations
 from registry.models.audit_log import ExtensionAuditLog
 from registry.models.bundle import ExtensionBundle
 from registry.models.denylist import ExtensionDenylist
+from registry.models.event import ExtensionEvent
 from registry.models.event_subscription import ExtensionEventSubscription
+from registry.models.event_usage import ExtensionEventUsage
 from registry.models.execution_log import ExtensionExecutionLog
 from registry.models.install import TenantExtensionInstall
 from registry.models.install_config import TenantExtensionInstallConfig
+from registry.models.measurement import ExtensionMeasurement
 from registry.models.publisher import ExtensionPublisher
 from registry.models.publisher_identity import ExtensionPublisherIdentity
 from registry.models.quota_usage import ExtensionQuotaUsage
@@ -23,8 +26,11 @@ __all__ = [
     "ExtensionAuditLog",
     "ExtensionBundle",
     "ExtensionDenylist",
+    "ExtensionEvent",
     "ExtensionEventSubscription",
+    "ExtensionEventUsage",
     "ExtensionExecutionLog",
+    "ExtensionMeasurement",
     "ExtensionPublisher",
     "ExtensionPublisherIdentity",
     "ExtensionQuotaUsage",

@@ -30,5 +30,11 @@ def explain_absence(capability: str) -> Mapping[str, str]:
     return _explanation(PREFIX + capability, "not_available", "Nothing the tenant can change: this runner does not offer the capability.")
 
 
+def explain_event_depth(most: int) -> Mapping[str, str]:
+    """Explain why an event was refused that follows from others, `most` deep at most."""
+    change = f"Events lead to events at most {most} deep: the author breaks the loop. Whoever delivers an event names it to the runner."
+    return _explanation(PREFIX + "events.emit", "event_depth", change)
+
+
 def _explanation(capability: str, why: str, change: str) -> Mapping[str, str]:
     return {"capability": capability, "why": why, "change": change}

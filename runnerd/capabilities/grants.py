@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -39,3 +40,9 @@ class InvocationGrant:
     user: GuestUser | None
     deadline: float
     """On the clock of `time.monotonic()`, in seconds."""
+    follows_event: bool = False
+    """Whether an event led to it."""
+    event_id: str | None = None
+    """Which one, where the caller named it; how deep it is stands in the registry, not here."""
+    used: Counter[str] = field(default_factory=Counter, compare=False)
+    """How much it has used of what one invocation may use only so often, by a word of the capability's own."""

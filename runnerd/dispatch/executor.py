@@ -38,7 +38,7 @@ from runnerd.dispatch.connection import CallReport, WorkerDiedError
 from runnerd.dispatch.endpoints import UNDECLARED, admit
 from runnerd.dispatch.outcome import OUTCOME_NAMES, Completed, Usage, reason_of
 from runnerd.dispatch.pool import WorkerPool
-from runnerd.dispatch.request import Caller, ExecutionRequest, ExecutionResult
+from runnerd.dispatch.request import Caller, ExecutionRequest, ExecutionResult, Trigger
 from runnerd.dispatch.start import Invocation
 from runnerd.dispatch.verdict import WorkerInternalError
 from runnerd.telemetry.metrics import Metrics
@@ -366,6 +366,8 @@ def _grant(prepared: _Prepared, deadline: float) -> InvocationGrant:
         config=install.config,
         user=prepared.authority.user,
         deadline=deadline,
+        follows_event=prepared.request.trigger is Trigger.EVENT,
+        event_id=prepared.request.event_id,
     )
 
 

@@ -70,6 +70,8 @@ class ExecutionRequest:
     asserted_user: GuestUser | None = None
     wishes: LimitWishes = field(default_factory=LimitWishes)
     trigger: Trigger = Trigger.HTTP
+    event_id: str | None = None
+    """Of the event that is delivered; only with the trigger EVENT."""
     idempotency_key: str = ""
 
 

@@ -64,6 +64,10 @@ def to_execution_request(scanned: ScannedExecute) -> ExecutionRequest:
     trigger = _TRIGGERS.get(message.trigger)
     if trigger is None:
         raise _invalid(field="trigger", what="is not a known trigger")
+    event_id = message.event_id
+    _require(
+        not event_id or (trigger is Trigger.EVENT and is_uuid(event_id)), "event_id", "must be the id of an event, with the trigger EVENT"
+    )
     return ExecutionRequest(
         request_id=context.request_id,
         tenant_id=TenantId(context.tenant_id),
@@ -74,6 +78,7 @@ def to_execution_request(scanned: ScannedExecute) -> ExecutionRequest:
         wishes=_wishes(message.limits) if message.HasField("limits") else _NO_WISHES,
         idempotency_key=message.idempotency_key,
         trigger=trigger,
+        event_id=event_id or None,
     )
 
 

@@ -59,6 +59,7 @@ PRESCAN_PROBLEMS = (
     "bad_varint",
     "undecodable",
 )
+MEASUREMENT_LOSSES = ("refused", "uncertain", "shutdown")
 _OTHER = "other"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _COMPILE_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 120, 180)
@@ -144,6 +145,9 @@ class Metrics:
         self._engine = self._gauge("engine_info", "Always 1; version and fingerprint of the engine.", "version", "fingerprint")
         self._trust = self._gauge("trust_domain_production", "1 where the trust domain is a production one.")
         self._dropped = self._counter("execution_records_lost", "Execution records that could not be handed on.")
+        self._measurements_lost = self._counter(
+            "guest_measurements_lost", "Series of extensions' own metrics that lost values on their way to the registry.", "why"
+        )
         self._prepare()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -176,6 +180,7 @@ class Metrics:
             (self._circuits, CIRCUIT_STATES),
             (self._verifications, VERIFICATION_RESULTS),
             (self._denials, KNOWN),
+            (self._measurements_lost, MEASUREMENT_LOSSES),
         )
         for counter, values in closed:
             for value in values:
@@ -299,6 +304,10 @@ class Metrics:
     def record_lost(self) -> None:
         """Count one execution record that could not be handed on."""
         self._dropped.inc()
+
+    def measurements_lost(self, why: str, series: int) -> None:
+        """Count series of extensions' own metrics that lost values."""
+        self._measurements_lost.labels(_known(why, MEASUREMENT_LOSSES)).inc(series)
 
     def render(self) -> bytes:
         """Return all series in Prometheus' text form."""

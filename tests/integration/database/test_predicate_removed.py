@@ -11,6 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -19,15 +20,20 @@ from sqlalchemy import event
 
 from registry.database import Database, Session
 from registry.domain.errors import RefusalError
-from registry.domain.ids import InstallId, TenantId
+from registry.domain.ids import InstallId, TenantId, new_id
 from registry.domain.limits import LimitWishes
+from registry.domain.measurements import MeasurementKind, first_change, series_of
 from registry.domain.records import ExecutionRecord, StorageEntry
 from registry.migrations.roles import ADMIN, OWNER, RUNNER, libpq_conninfo
 from registry.repositories.audit import AuditRepository
+from registry.repositories.events import EventRepository, EventUsage, NewEvent
 from registry.repositories.executions import ExecutionRepository
 from registry.repositories.installs import InstallRepository, InstallView, NewInstall
+from registry.repositories.measurements import MeasurementRepository
 from registry.repositories.storage import StorageRepository, StorageUsage
+from registry.services.events import EventContent, EventOutbox, Publisher
 from registry.services.executions import ExecutionRecorder
+from registry.services.measurements import MeasurementRecorder
 from registry.services.storage import StorageService
 from tests.fakes.registry_rows import OTHER_TENANT, TENANT, execution, install, publish
 
@@ -37,6 +43,9 @@ _TABLES = (
     "tenant_extension_install_config",
     "ext_storage_record",
     "ext_storage_usage",
+    "extension_event",
+    "extension_event_usage",
+    "extension_measurement",
     "extension_execution_log",
     "extension_quota_usage",
     "extension_audit_log",
@@ -49,6 +58,7 @@ class Victim:
 
     install: InstallView
     execution: ExecutionRecord
+    event_id: str
 
 
 Attack = Callable[[Session, TenantId, Victim], Awaitable[object]]
@@ -113,6 +123,46 @@ def _storage(method: str, attack: Callable[[StorageRepository, InstallId], Await
     )
 
 
+def _measurements(
+    method: str, attack: Callable[[MeasurementRepository, InstallId], Awaitable[object]], *, role: str = RUNNER, leaks: bool = True
+) -> Case:
+    return Case(
+        repository=MeasurementRepository,
+        method=method,
+        role=role,
+        attack=lambda session, tenant, victim: attack(MeasurementRepository(session, tenant), victim.install.install_id),
+        leaks=leaks,
+    )
+
+
+def _events(method: str, attack: Callable[[EventRepository, Victim], Awaitable[object]], *, leaks: bool = True) -> Case:
+    return Case(
+        repository=EventRepository,
+        method=method,
+        role=RUNNER,
+        attack=lambda session, tenant, victim: attack(EventRepository(session, tenant), victim),
+        leaks=leaks,
+    )
+
+
+def _new_event(victim: Victim) -> NewEvent:
+    return NewEvent(
+        event_id=new_id(),
+        install_id=victim.install.install_id,
+        extension_id=victim.install.extension_id,
+        source="/evil",
+        topic="evil",
+        ordering_key=None,
+        content_type="text/plain",
+        data=b"evil",
+        depth=1,
+        cause_id=None,
+        request_id="evil",
+    )
+
+
+_SERIES = series_of(MeasurementKind.COUNTER, "orders", ())
+_CHANGE = {_SERIES: first_change(MeasurementKind.COUNTER, 666.0, datetime.now(UTC))}
 CASES = [
     _installs("resolve", lambda repository, victim: repository.resolve(victim.install.extension_name), role=RUNNER),
     _installs("find", lambda repository, victim: repository.find(victim.install.install_id)),
@@ -136,6 +186,21 @@ CASES = [
         leaks=False,
     ),
     _storage("delete", lambda repository, install_id: repository.delete(install_id, "n", "k", _USAGE)),
+    _measurements("lock", lambda repository, install_id: repository.lock(install_id)),
+    _measurements("list_measurements", lambda repository, install_id: repository.list_measurements(install_id)),
+    _measurements("add", lambda repository, install_id: repository.add(install_id, _CHANGE), leaks=False),
+    _measurements("forget", lambda repository, install_id: repository.forget(install_id), role=ADMIN),
+    _events("lock_usage", lambda repository, victim: repository.lock_usage(victim.install.install_id)),
+    _events("find_depth", lambda repository, victim: repository.find_depth(victim.event_id)),
+    # Names of extensions are no tenant's.
+    _events("is_any_registered", lambda repository, _: repository.is_any_registered(["com.nobody"]), leaks=False),
+    _events(
+        "add",
+        lambda repository, victim: repository.add(
+            _new_event(victim), EventUsage(last_sequence=99, minute_events=0, day_events=0, day_bytes=0)
+        ),
+        leaks=False,
+    ),
     Case(
         repository=AuditRepository,
         method="record",
@@ -148,7 +213,7 @@ _each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.rep
 
 
 def test_cases__cover_every_method_of_every_tenant_repository() -> None:
-    for repository in (InstallRepository, ExecutionRepository, StorageRepository, AuditRepository):
+    for repository in {case.repository for case in CASES}:
         methods = {name for name, _ in inspect.getmembers(repository, inspect.iscoroutinefunction) if not name.startswith("_")}
         assert methods == {case.method for case in CASES if case.repository is repository}
 
@@ -191,9 +256,24 @@ async def _victim(urls: Mapping[str, str]) -> Victim:
     await recorder.start()
     recorder.record(record)
     assert await recorder.aclose() == 0
+    measurements = MeasurementRecorder(runner)
+    measurements.record(TENANT, view.install_id, kind=MeasurementKind.COUNTER, name="orders", value=1.0)
+    await measurements.flush()
+    publisher = Publisher(
+        tenant_id=TENANT,
+        install_id=view.install_id,
+        extension_id=view.extension_id,
+        extension_name=view.extension_name,
+        request_id="r1",
+        follows_event=False,
+        event_id=None,
+    )
+    event_id = await EventOutbox(runner).publish(
+        publisher, EventContent(topic="note.added", content_type="text/plain", data=b"secret of A")
+    )
     await runner.aclose()
     await admin.aclose()
-    return Victim(install=view, execution=record)
+    return Victim(install=view, execution=record, event_id=event_id)
 
 
 async def _attack(database: Database, case: Case, victim: Victim, *, as_tenant: TenantId) -> object:
@@ -266,7 +346,8 @@ async def test_mutation__without_row_level_security__would_leak(private_database
 async def test_no_tenant__every_tenant_table__looks_empty(database_urls: Mapping[str, str], role: str) -> None:
     await _victim(database_urls)
     with psycopg.connect(libpq_conninfo(database_urls[role])) as connection:
-        for table in ("tenant_extension_install", "tenant_extension_install_config", "ext_storage_usage", "extension_quota_usage"):
+        readable = ("tenant_extension_install", "tenant_extension_install_config", "ext_storage_usage", "extension_quota_usage")
+        for table in (*readable, "extension_event", "extension_event_usage", "extension_measurement"):
             for tenant in (None, "", "*", "TENANT-A", "tenant-a ", "%"):
                 if tenant is not None:
                     connection.execute("select set_config('app.tenant_id', %s, true)", (tenant,))

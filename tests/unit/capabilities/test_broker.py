@@ -217,8 +217,6 @@ async def test_a_user_is_told_only_with_the_capability_and_only_if_there_is_one(
         ("alga:extension/clients", "list-clients", "internal"),
         ("alga:extension/services", "get-service", "internal"),
         ("extrunner:host/kv", "get", "denied"),
-        ("extrunner:host/metrics", "counter-add", "denied"),
-        ("extrunner:host/events", "publish", "denied"),
     ],
 )
 async def test_what_this_runner_does_not_offer_says_so(broker: CapabilityBroker, interface: str, name: str, answer: object) -> None:

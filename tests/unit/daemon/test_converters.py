@@ -41,6 +41,14 @@ def test_smallest_request__has_the_defaults() -> None:
     assert request.pins.content_hash is None
 
 
+def test_event__is_named_or_not() -> None:
+    event_id = new_id()
+    event = execution_pb2.ExecuteRequest(event_id=event_id, trigger=execution_pb2.TRIGGER_EVENT)
+    assert convert(lambda request: request.MergeFrom(event)).event_id == event_id
+    unnamed = convert(lambda request: setattr(request, "trigger", execution_pb2.TRIGGER_EVENT))
+    assert (unnamed.trigger, unnamed.event_id) == (Trigger.EVENT, None)
+
+
 def test_full_request__keeps_everything() -> None:
     def fill(request: execution_pb2.ExecuteRequest) -> None:
         request.context.install_id = new_id()
@@ -145,6 +153,12 @@ def wall(**fields: int) -> Change:
         (lambda request: setattr(request.limits, "fuel", 2**64 - 1), "limits.fuel"),
         (lambda request: setattr(request.limits, "memory_bytes", 0), "limits.memory_bytes"),
         (lambda request: setattr(request, "trigger", 9), "trigger"),
+        (lambda request: setattr(request, "event_id", new_id()), "event_id"),
+        (
+            lambda request: request.MergeFrom(execution_pb2.ExecuteRequest(event_id=new_id(), trigger=execution_pb2.TRIGGER_SCHEDULE)),
+            "event_id",
+        ),
+        (lambda request: request.MergeFrom(execution_pb2.ExecuteRequest(event_id="1", trigger=execution_pb2.TRIGGER_EVENT)), "event_id"),
     ],
 )
 def test_bad_field__is_refused_by_name(change: Change, field: str) -> None:

@@ -413,10 +413,15 @@ class ExecuteRequest(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     TRIGGER_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.str
     """Optional. 1 to 255 visible ASCII characters. Refused until idempotent replay is available."""
     trigger: Global___Trigger.ValueType
     """Optional. TRIGGER_HTTP where absent."""
+    event_id: _builtins.str
+    """With TRIGGER_EVENT: id of the event that is delivered, as the runner answered it when it was published. How many events led to it is
+    known from it; an extension that was started by an event without it can publish none.
+    """
     @_builtins.property
     def context(self) -> Global___Context:
         """Required."""
@@ -437,10 +442,11 @@ class ExecuteRequest(_message.Message):
         limits: _limits_pb2.Limits | None = ...,
         idempotency_key: _builtins.str = ...,
         trigger: Global___Trigger.ValueType = ...,
+        event_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "http", b"http", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "http", b"http", "idempotency_key", b"idempotency_key", "limits", b"limits", "trigger", b"trigger"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "event_id", b"event_id", "http", b"http", "idempotency_key", b"idempotency_key", "limits", b"limits", "trigger", b"trigger"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
