@@ -17,12 +17,12 @@ from urllib.parse import quote
 
 from registry.domain.errors import Reason, RefusalError
 from runnerd.assets import headers
-from runnerd.assets.budget import Budget
 from runnerd.assets.content import OpenFiles
 from runnerd.assets.headers import Header
 from runnerd.assets.index import FileFacts, Index
 from runnerd.assets.lookup import Lookup
 from runnerd.assets.paths import AssetPath, parse
+from runnerd.children.budget import Budget
 
 ANSWER_TIMEOUT_SECONDS = 15.0
 """Until the first byte of an answer is ready; sending has its own bound (`protocol.STALL_SECONDS`)."""

@@ -20,8 +20,8 @@ from registry.domain.digests import ContentHash, is_content_hash
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import is_extension_name, is_uuid
 from runnerd.assets import index as indexes
-from runnerd.assets.budget import Budget
 from runnerd.assets.index import InterfaceFiles
+from runnerd.children.budget import Budget
 
 Discard = Callable[[ContentHash], Awaitable[None]]
 """Forgets the files of a content hash, so that the next `Resolve` writes them again from the archive."""

@@ -18,10 +18,10 @@ from typing import Any
 
 from registry.domain.errors import Reason, RefusalError
 from runnerd.assets import index as indexes
-from runnerd.assets.budget import Budget
 from runnerd.assets.channel import MAX_INDEX_BYTES, MAX_OUTSTANDING, ChannelClosedError, Frame
 from runnerd.assets.index import Index
 from runnerd.assets.paths import AssetPath
+from runnerd.children.budget import Budget
 
 ANSWER_SECONDS = 1.5
 """How long an answer holds, counted from the question."""

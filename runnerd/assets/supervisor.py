@@ -11,7 +11,6 @@ import contextlib
 import os
 import socket
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,18 +20,12 @@ import structlog
 from registry.domain.digests import ContentHash
 from registry.domain.errors import Reason, RefusalError
 from runnerd.assets import headers
-from runnerd.assets.budget import Budget
 from runnerd.assets.catalogue import Catalogue, Resolve
 from runnerd.assets.channel import MAX_OUTSTANDING, Channel, ChannelClosedError, Frame
-from runnerd.assets.process import ChildProcess
+from runnerd.children.budget import Budget
+from runnerd.children.keeper import Child, ChildStartError, Keeper, steps_of
+from runnerd.children.process import ChildProcess
 
-START_TIMEOUT_SECONDS = 20.0
-STOP_GRACE_SECONDS = 8.0
-"""Longer than the child lets running answers take."""
-BACKOFF_FIRST_SECONDS = 0.1
-BACKOFF_LAST_SECONDS = 5.0
-STABLE_SECONDS = 60.0
-"""A child that lived this long was healthy: the next restart is quick again."""
 BACKLOG = 1_024
 MAX_DETAIL_CHARACTERS = 400
 MAX_ANSWERS_RUNNING = 4 * MAX_OUTSTANDING
@@ -44,18 +37,21 @@ FRAMES_BURST = 4_000
 _log = structlog.get_logger(__name__)
 
 
-class AssetsStartError(Exception):
-    """The child did not come up; the text says why."""
+class AssetsStartError(ChildStartError):
+    """The server did not come up; the text says why."""
 
 
-@dataclass(slots=True)
-class _Child:
-    process: ChildProcess
+@dataclass(slots=True, kw_only=True)
+class _Child(Child):
     channel: Channel
-    ready: asyncio.Future[Frame]
-    started_at: float
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     frames: Budget = field(default_factory=lambda: Budget(per_second=FRAMES_PER_SECOND, burst=FRAMES_BURST))
+
+    async def stop(self) -> None:
+        # Answers under way end by themselves where the child has died: cancelled, they could leave a descriptor open.
+        for task in self.tasks:
+            task.cancel()
+        await super(_Child, self).stop()
 
 
 class AssetsServer:
@@ -94,10 +90,7 @@ class AssetsServer:
         self._catalogue = Catalogue(resolve=resolve, root=root.resolve(), discard=discard)
         self._corrupt_logs = Budget(per_second=1, burst=20)
         self._listening: socket.socket | None = None
-        self._child: _Child | None = None
-        self._supervision: asyncio.Task[None] | None = None
-        self.restarts = 0
-        """Children that died and were replaced."""
+        self._keeper = Keeper("assets", self._spawn)
         self.corrupt_files = 0
         """Files that were found altered and not served."""
         self.hardening: dict[str, bool] = {}
@@ -119,12 +112,17 @@ class AssetsServer:
     @property
     def pid(self) -> int | None:
         """Process id of the child; None while there is none."""
-        return None if self._child is None else self._child.process.pid
+        return None if self._keeper.child is None else self._keeper.child.process.pid
+
+    @property
+    def restarts(self) -> int:
+        """Children that died and were replaced."""
+        return self._keeper.restarts
 
     @property
     def is_serving(self) -> bool:
         """Whether a child is up and accepts connections."""
-        return self._child is not None and self._child.ready.done() and self._child.process.returncode is None
+        return self._keeper.is_up
 
     async def start(self) -> None:
         """Listen, start the child and wait until it accepts connections.
@@ -138,43 +136,24 @@ class AssetsServer:
             message = f"cannot listen on {self._address[0]} port {self._address[1]}: {exc.strerror}"
             raise AssetsStartError(message) from exc
         try:
-            self._child = await self._spawn(self._listening)
-        except BaseException:
+            await self._keeper.start()
+        except BaseException as exc:
             self._listening.close()
+            if isinstance(exc, ChildStartError):
+                raise AssetsStartError(str(exc)) from exc
             raise
-        self._supervision = asyncio.get_running_loop().create_task(self._supervise(self._listening))
 
     async def aclose(self) -> None:
         """Stop listening; let running answers end; leave no process behind."""
-        if self._supervision is not None:
-            self._supervision.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervision
-        if self._child is not None:
-            await _stop(self._child)
-            self._child = None
+        await self._keeper.aclose()
         if self._listening is not None:
             self._listening.close()
 
-    async def _supervise(self, listening: socket.socket) -> None:
-        pause = BACKOFF_FIRST_SECONDS
-        while True:
-            child = self._child
-            if child is not None:
-                status = await child.process.wait()
-                _release(child)
-                self._child = None
-                self.restarts += 1
-                pause = BACKOFF_FIRST_SECONDS if time.monotonic() - child.started_at > STABLE_SECONDS else pause
-                _log.warning("assets child died", status=status, restart_in_seconds=pause)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, BACKOFF_LAST_SECONDS)
-            try:
-                self._child = await self._spawn(listening)
-            except (AssetsStartError, OSError) as exc:
-                _log.error("assets child does not start", error=str(exc), retry_in_seconds=pause)
-
-    async def _spawn(self, listening: socket.socket) -> _Child:
+    async def _spawn(self) -> _Child:
+        listening = self._listening
+        if listening is None:
+            message = "the assets server is not started"
+            raise AssetsStartError(message)
         loop = asyncio.get_running_loop()
         with contextlib.ExitStack() as stack:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -187,19 +166,11 @@ class AssetsServer:
         channel = Channel(
             ours,
             on_frame=lambda frame, descriptor: self._received(child, frame, descriptor),
-            on_closed=lambda: _gone(child),
+            on_closed=lambda: child.gone(),  # noqa: PLW0108 - there is no child yet
         )
-        child = _Child(process, channel, ready, time.monotonic())
-        try:
-            frame = await asyncio.wait_for(asyncio.shield(ready), START_TIMEOUT_SECONDS)
-        except (TimeoutError, ChannelClosedError) as exc:
-            await _stop(child)
-            message = f"the assets child did not come up (exit status {process.returncode})"
-            raise AssetsStartError(message) from exc
-        except BaseException:
-            await _stop(child)
-            raise
-        self.hardening = _steps(frame)
+        child = _Child(process=process, channel=channel, ready=ready)
+        frame = await child.wait_ready("assets")
+        self.hardening = steps_of(frame.get("hardening"))
         return child
 
     def _command(self, control_fd: int, listen_fd: int) -> list[str]:
@@ -215,7 +186,7 @@ class AssetsServer:
         if not child.frames.take():
             # SECURITY: our child bounds itself far below this rate; this one is not our child any more.
             _log.error("assets child broke the protocol")
-            _gone(child)
+            child.gone()
             return
         if frame.get("op") == "ready":
             if not child.ready.done():
@@ -279,37 +250,3 @@ def _listen(host: str, port: int, *, reuse_port: bool) -> socket.socket:
     listening = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=reuse_port)
     listening.setblocking(False)
     return listening
-
-
-def _steps(frame: Frame) -> dict[str, bool]:
-    reported = frame.get("hardening")
-    return {str(name)[:40]: applied is True for name, applied in reported.items()} if isinstance(reported, dict) else {}
-
-
-def _gone(child: _Child) -> None:
-    """End a child whose channel ended or that broke the protocol."""
-    child.channel.close()
-    if not child.ready.done():
-        # Whoever waits for it to come up stops it, and says with which status it ended.
-        child.ready.set_exception(ChannelClosedError("the control channel ended"))
-    else:
-        child.process.kill()
-
-
-def _release(child: _Child) -> None:
-    """Let go of a child that has ended. Answers under way end by themselves: cancelled, they could leave a descriptor open."""
-    child.channel.close()
-    if not child.ready.done():
-        child.ready.cancel()
-
-
-async def _stop(child: _Child) -> None:
-    """Close the channel, which asks the child to end; kill it where it does not."""
-    _release(child)
-    for task in child.tasks:
-        task.cancel()
-    try:
-        await asyncio.wait_for(child.process.wait(), STOP_GRACE_SECONDS)
-    except TimeoutError:
-        child.process.kill()
-        await child.process.wait()

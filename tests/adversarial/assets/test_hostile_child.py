@@ -15,8 +15,9 @@ import httpx
 import pytest
 
 from runnerd.assets import catalogue, lookup, supervisor
-from runnerd.assets.process import LINES_BURST, LINES_PER_SECOND, MAX_LINE_CHARACTERS
 from runnerd.assets.supervisor import AssetsServer
+from runnerd.children import keeper
+from runnerd.children.process import LINES_BURST, LINES_PER_SECOND, MAX_LINE_CHARACTERS
 from tests.fakes.assets_server import serving, until, url
 from tests.fakes.interface_files import EXTENSION, HASH, InterfaceShelf
 
@@ -120,7 +121,7 @@ async def takeover(shelf: InterfaceShelf, monkeypatch: pytest.MonkeyPatch, code:
     monkeypatch.setattr(
         AssetsServer, "_command", lambda self, control, listen: [sys.executable, "-I", "-c", program, str(control), str(listen)]
     )
-    monkeypatch.setattr(supervisor, "STOP_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(keeper, "STOP_GRACE_SECONDS", 0.2)
     server = AssetsServer(host="127.0.0.1", port=0, root=shelf.root, resolve=shelf.resolve, require_hardening=True)
     await server.start()
     return server

@@ -19,6 +19,7 @@ import uvloop
 from registry.domain.errors import Reason, RefusalError
 from runnerd.assets import supervisor
 from runnerd.assets.supervisor import AssetsServer, AssetsStartError
+from runnerd.children import keeper
 from tests.fakes.assets_server import is_alive, serving, until, url
 from tests.fakes.interface_files import EXTENSION, HASH, InterfaceShelf
 
@@ -128,7 +129,7 @@ async def test_child__does_not_start_for_a_while__is_tried_again(
     running: tuple[AssetsServer, httpx.AsyncClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, client = running
-    monkeypatch.setattr(supervisor, "BACKOFF_LAST_SECONDS", 0.2)
+    monkeypatch.setattr(keeper, "BACKOFF_LAST_SECONDS", 0.2)
     tries = 0
     command = AssetsServer._command
 

@@ -9,8 +9,8 @@ import pytest
 from registry.domain.errors import Reason, RefusalError
 from runnerd.assets import catalogue as catalogues
 from runnerd.assets import index as indexes
-from runnerd.assets.budget import Budget
 from runnerd.assets.catalogue import Catalogue
+from runnerd.children.budget import Budget
 from tests.fakes.interface_files import EXTENSION, HASH, InterfaceShelf
 from tests.unit.assets.conftest import Clock
 

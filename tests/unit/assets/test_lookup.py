@@ -8,10 +8,10 @@ import pytest
 
 from registry.domain.errors import Reason, RefusalError
 from runnerd.assets import lookup as lookups
-from runnerd.assets.budget import Budget
 from runnerd.assets.channel import MAX_OUTSTANDING, Frame
 from runnerd.assets.lookup import Asker, Lookup
 from runnerd.assets.paths import AssetPath
+from runnerd.children.budget import Budget
 from tests.fakes.interface_files import EXTENSION, HASH
 from tests.unit.assets.conftest import Clock, Harness
 

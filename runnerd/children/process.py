@@ -12,7 +12,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 
-from runnerd.assets.budget import Budget
+from runnerd.children.budget import Budget
 
 LINES_PER_SECOND = 1.0
 LINES_BURST = 100
