@@ -27,6 +27,7 @@ from registry.bundles.strict_json import MAX_INTEGER, StrictJsonError, place_of,
 from registry.bundles.text import is_unshowable
 from registry.domain.capabilities import KNOWN, PREFIX, normalise
 from registry.domain.digests import content_hash
+from registry.domain.egress import HOST_PATTERN, MAX_HOST_CHARACTERS
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.headers import HOP_BY_HOP
 from registry.domain.ids import EXTENSION_NAME_PATTERN, MAX_EXTENSION_NAME_CHARACTERS, PUBLISHER_NAME_PATTERN, is_publisher_name
@@ -46,7 +47,6 @@ _SEMVER = (
 )
 _PATH_SEGMENT = r"(:[A-Za-z_][A-Za-z0-9_]*|[A-Za-z0-9_~-][A-Za-z0-9._~-]*)"
 _PATH = rf"^/({_PATH_SEGMENT}(/{_PATH_SEGMENT})*)?$"
-_HOST = r"^(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
 _PROBLEMS = {
     "missing": "it is missing",
@@ -125,7 +125,7 @@ Role = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9:._-]{0,
 Header = Annotated[str, StringConstraints(pattern=r"^[a-z0-9!#$&'*+.^_`|~-]{1,64}$"), AfterValidator(_passable_header)]
 Topic = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*(\.\*)?$", max_length=128)]
 HookName = Annotated[str, StringConstraints(pattern=r"^[a-z][A-Za-z0-9]{0,63}$")]
-Host = Annotated[str, StringConstraints(pattern=_HOST, max_length=253)]
+Host = Annotated[str, StringConstraints(pattern=HOST_PATTERN, max_length=MAX_HOST_CHARACTERS)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Wish = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 

@@ -94,6 +94,56 @@ def set_enabled(  # noqa: PLR0913 - options
         result(changed, as_json=as_json, text=f"{visible(install_id)} {'enabled' if enabled else 'disabled'}")
 
 
+@installs.command("hosts")
+def set_hosts(  # noqa: PLR0913 - options
+    install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
+    *,
+    tenant: TenantOption,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help='Leave this host of those that it declares, or "*.HOST" for names below it; may be repeated.'),
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="Leave none.")] = False,
+    as_declared: Annotated[bool, typer.Option("--as-declared", help="Leave all of them.")] = False,
+    gateway: GatewayOption = None,
+    token_file: TokenFileOption = None,
+    state: StateOption = DEFAULT_STATE_FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which of the hosts that an extension declares it may reach with http.fetch. Needs the role ext:manage."""
+    with endings(as_json=as_json):
+        if bool(host) + none + as_declared != 1:
+            message = "Give exactly one of --host (as often as needed), --none, --as-declared."
+            raise UsageError(message)
+        hosts = None if as_declared else host or []
+        with connected(gateway, state, token_file, tenant=tenant, roles=_ROLES) as client:
+            changed = client.admin(
+                "PATCH", f"/installs/{path_segment(install_id)}", params={"tenant_id": tenant}, json={"egress": {"hosts": hosts}}
+            )
+        left = "every host that it declares" if hosts is None else visible(", ".join(hosts)) or "no host"
+        result(changed, as_json=as_json, text=f"{visible(install_id)} may reach {left}")
+
+
+@installs.command("count-hosts")
+def count_hosts(  # noqa: PLR0913 - options
+    install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
+    *,
+    days: Annotated[int, typer.Option(min=0, max=14, help="For how many days from now; 0 ends it.")],
+    tenant: TenantOption,
+    gateway: GatewayOption = None,
+    token_file: TokenFileOption = None,
+    state: StateOption = DEFAULT_STATE_FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """Have requests to hosts off an install's list pass for some days, counted and explained. Needs the role ext:operate."""
+    with endings(as_json=as_json), connected(gateway, state, token_file, tenant=tenant, roles=["ext:operate"]) as client:
+        changed = client.admin(
+            "PATCH", f"/installs/{path_segment(install_id)}", params={"tenant_id": tenant}, json={"egress_count_days": days}
+        )
+        until = f"only counted until {visible(str(changed['egress']['count_until']))}" if days else "enforced"
+        result(changed, as_json=as_json, text=f"{visible(install_id)}: the list of hosts is {until}")
+
+
 @installs.command("remove")
 def remove(  # noqa: PLR0913 - options
     install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
@@ -131,6 +181,9 @@ def install_or_update(client: GatewayClient, wanted: dict[str, Any], *, tenant: 
     address = f"/installs/{path_segment(str(found['install_id']))}"
     if any(name in named and named[name] != found.get(name) for name in ("version", "endpoint_policy")):
         kept = {name: found.get(name) for name in ("version", "endpoint_policy", "granted")}
+        hosts = (found.get("egress") or {}).get("hosts")
+        # What the tenant took away does not come back with another version.
+        kept |= {} if hosts is None else {"egress_hosts": hosts}
         return _reinstall(client, address, scope, kept | named)
     for name in ("granted", "config"):
         if name in named:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from registry.domain.digests import ContentHash
+from registry.domain.egress import NO_EGRESS, InstallEgress
 from registry.domain.ids import ExecutionId, ExtensionId, InstallId, PublisherId, TenantId, VersionId
 from registry.domain.limits import LimitWishes
 
@@ -55,6 +56,8 @@ class ResolvedInstall:
     """"advisory" or "enforce"; always "enforce" where any endpoint names roles."""
     limits: LimitWishes
     config: Mapping[str, str]
+    egress: InstallEgress = NO_EGRESS
+    """Which hosts it may reach with http.fetch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,14 +8,16 @@ from typing import Any
 from sqlalchemy import ForeignKeyConstraint, Index, UniqueConstraint, text
 from sqlmodel import SQLModel
 
-from registry.models.column import created_column, id_column, json_column, optional_json, optional_text, text_column
+from registry.models.column import created_column, id_column, json_column, optional_json, optional_text, optional_time, text_column
 
 
 class TenantExtensionInstall(SQLModel, table=True):
     """One extension of one tenant.
 
     `config` stays empty: the tenant's settings are in `tenant_extension_install_config`. An uninstalled row keeps them and the stored data,
-    and comes back to life with the next install. `consented_digest` names the manifest that the grants were given for.
+    and comes back to life with the next install. `consented_digest` names the manifest that the grants were given for;
+    `egress_hosts` is what the tenant leaves of the hosts that it declares (null: all of them), and until
+    `egress_count_until`, which only an operator sets, that list is counted rather than enforced.
     """
 
     __tablename__ = "tenant_extension_install"
@@ -34,6 +36,8 @@ class TenantExtensionInstall(SQLModel, table=True):
     config: dict[str, Any] = json_column()
     limits: dict[str, int] = json_column()
     endpoint_policy: str = text_column()
+    egress_hosts: list[str] | None = optional_json()
+    egress_count_until: datetime | None = optional_time()
     is_enabled: bool
     status: str = text_column()
     consented_digest: str = text_column()

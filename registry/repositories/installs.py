@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from registry.database import Session
 from registry.domain.digests import ContentHash
+from registry.domain.egress import InstallEgress, rules_of
 from registry.domain.ids import ExtensionId, InstallId, TenantId, VersionId, new_id
 from registry.domain.limits import LimitWishes
 from registry.domain.records import Endpoint
@@ -42,6 +43,8 @@ class InstallView:
     endpoint_policy: str
     limits: LimitWishes
     config: Mapping[str, str]
+    egress: InstallEgress
+    """Hosts that it may reach where http.fetch is granted."""
     consented_digest: str
     """Digest of the manifest that the grants were given for."""
     granted_by: str
@@ -70,6 +73,7 @@ class ResolvedRow:
     endpoint_policy: str
     limits: LimitWishes
     config: Mapping[str, str]
+    egress: InstallEgress
     is_enabled: bool
     is_denied: bool
 
@@ -87,6 +91,8 @@ class NewInstall:
     endpoint_policy: str
     consented_digest: str
     actor: str
+    egress_hosts: Sequence[str] | None = None
+    """What is left of the declared hosts; None where all of them are."""
 
 
 _FROM: Final = """
@@ -101,6 +107,9 @@ _COLUMNS: Final = """
 select i.tenant_id, i.id::text as install_id, i.granted_caps, i.limits, i.endpoint_policy, i.is_enabled, i.consented_digest, i.granted_by,
        i.granted_at, i.created_at, i.updated_at, r.id::text as extension_id, r.name as extension_name, r.publisher,
        v.id::text as version_id, v.version, v.runtime, v.capabilities, v.api_endpoints, v.yanked_at is not null as is_yanked,
+       i.egress_hosts, i.egress_count_until,
+       -- A consent is for one manifest: the hosts of another one were never shown to who gave it.
+       case when i.consented_digest = v.manifest_digest then v.manifest -> 'egress' end as egress,
        b.content_hash, coalesce(c.config, '{}') as config,
        exists (select from extension_denylist d where d.content_hash = b.content_hash) as is_denied
 """
@@ -114,23 +123,23 @@ _FIND_STATE: Final = text(
 _INSERT: Final = text(
     """
 insert into tenant_extension_install
-       (tenant_id, id, registry_id, version_id, granted_caps, limits, endpoint_policy, consented_digest, granted_by)
+       (tenant_id, id, registry_id, version_id, granted_caps, limits, endpoint_policy, consented_digest, granted_by, egress_hosts)
 values (:tenant_id, cast(:install_id as uuid), cast(:extension_id as uuid), cast(:version_id as uuid), :granted, :limits,
-        :endpoint_policy, :consented_digest, :actor)
+        :endpoint_policy, :consented_digest, :actor, :hosts)
 on conflict (tenant_id, registry_id) do nothing
 returning id
 """
-).bindparams(bindparam("granted", type_=JSONB), bindparam("limits", type_=JSONB))
+).bindparams(bindparam("granted", type_=JSONB), bindparam("limits", type_=JSONB), bindparam("hosts", type_=JSONB(none_as_null=True)))
 _REVIVE: Final = text(
     """
 update tenant_extension_install i
    set version_id = cast(:version_id as uuid), granted_caps = :granted, limits = :limits, endpoint_policy = :endpoint_policy,
        consented_digest = :consented_digest, granted_by = :actor, granted_at = now(), status = 'enabled', is_enabled = true,
-       updated_at = now()
+       egress_hosts = :hosts, egress_count_until = null, updated_at = now()
  where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) and i.status = 'uninstalled'
 returning i.id
 """
-).bindparams(bindparam("granted", type_=JSONB), bindparam("limits", type_=JSONB))
+).bindparams(bindparam("granted", type_=JSONB), bindparam("limits", type_=JSONB), bindparam("hosts", type_=JSONB(none_as_null=True)))
 _PUT_CONFIG: Final = text(
     """
 insert into tenant_extension_install_config as c (tenant_id, install_id, config, version)
@@ -156,6 +165,20 @@ update tenant_extension_install i
 returning i.id
 """
 ).bindparams(bindparam("granted", type_=JSONB))
+_SET_EGRESS_HOSTS: Final = text(
+    """
+update tenant_extension_install i set egress_hosts = :hosts, updated_at = now()
+ where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) and i.status <> 'uninstalled'
+returning i.id
+"""
+).bindparams(bindparam("hosts", type_=JSONB(none_as_null=True)))
+_SET_EGRESS_COUNT: Final = text(
+    """
+update tenant_extension_install i set egress_count_until = now() + make_interval(secs => :seconds), updated_at = now()
+ where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) and i.status <> 'uninstalled'
+returning i.id
+"""
+)
 _UNINSTALL: Final = text(
     """
 update tenant_extension_install i set is_enabled = false, status = 'uninstalled', granted_caps = '[]', updated_at = now()
@@ -204,6 +227,7 @@ class InstallRepository:
             "endpoint_policy": new.endpoint_policy,
             "consented_digest": new.consented_digest,
             "actor": new.actor,
+            "hosts": _hosts_document(new.egress_hosts),
         }
         before = await self._first(_FIND_STATE, extension_id=new.extension_id)
         if before is None:
@@ -232,6 +256,14 @@ class InstallRepository:
         granted = sorted(set(granted))
         return await self._first(_SET_GRANTS, install_id=uuid_or_none(install_id), granted=granted, actor=actor) is not None
 
+    async def set_egress_hosts(self, install_id: str, hosts: Sequence[str] | None) -> bool:
+        """Replace what is left of the declared hosts; None leaves all. Tell whether there is such an install."""
+        return await self._first(_SET_EGRESS_HOSTS, install_id=uuid_or_none(install_id), hosts=_hosts_document(hosts)) is not None
+
+    async def set_egress_count(self, install_id: str, seconds: float) -> bool:
+        """Count rather than enforce the list of hosts for so long from now; 0 ends it. Tell whether there is such an install."""
+        return await self._first(_SET_EGRESS_COUNT, install_id=uuid_or_none(install_id), seconds=seconds) is not None
+
     async def uninstall(self, install_id: str, *, purge: bool) -> bool:
         """Take the install away; with `purge` its settings and stored data too. Tell whether there was one."""
         return await self._first(_PURGE if purge else _UNINSTALL, install_id=uuid_or_none(install_id)) is not None
@@ -242,6 +274,19 @@ class InstallRepository:
 
 def _limits_document(limits: LimitWishes) -> dict[str, int]:
     return {name: value for name, value in asdict(limits).items() if value is not None}
+
+
+def _hosts_document(hosts: Sequence[str] | None) -> list[str] | None:
+    return None if hosts is None else sorted(set(hosts))
+
+
+def _egress(row: RowMapping) -> InstallEgress:
+    hosts = row["egress_hosts"]
+    return InstallEgress(
+        rules=rules_of(row["egress"]),
+        hosts=None if hosts is None else tuple(hosts),
+        count_until=row["egress_count_until"],
+    )
 
 
 def _limits(document: Mapping[str, int]) -> LimitWishes:
@@ -277,6 +322,7 @@ def _resolved(row: RowMapping) -> ResolvedRow:
         endpoint_policy=row["endpoint_policy"],
         limits=_limits(row["limits"]),
         config=dict(row["config"]),
+        egress=_egress(row),
         is_enabled=row["is_enabled"],
         is_denied=row["is_denied"],
     )
@@ -299,6 +345,7 @@ def _view(row: RowMapping) -> InstallView:
         endpoint_policy=row["endpoint_policy"],
         limits=_limits(row["limits"]),
         config=dict(row["config"]),
+        egress=_egress(row),
         consented_digest=row["consented_digest"],
         granted_by=row["granted_by"],
         granted_at=row["granted_at"],

@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict, fields
+from datetime import timedelta
 from typing import Final
 
 from registry.database import Database, Session
 from registry.domain.capabilities import ALWAYS, normalise
 from registry.domain.digests import ContentHash
+from registry.domain.egress import COUNT_MODE_MOST, MAX_HOSTS, EgressRule, covers, is_host_pattern, rules_of
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import TenantId
 from registry.domain.limits import OPERATOR_CEILING, LimitWishes
@@ -55,6 +57,7 @@ class InstallService:
         config: Mapping[str, str] | None = None,
         limits: LimitWishes | None = None,
         endpoint_policy: str = "advisory",
+        egress_hosts: Collection[str] | None = None,
         actor: str,
     ) -> InstallView:
         """Install a published version for a tenant, enabled.
@@ -68,6 +71,8 @@ class InstallService:
             config: the tenant's settings: at most 100, 64 KiB in all. None keeps those that an earlier install left behind.
             limits: raise a default up to the operator's ceiling, or lower it.
             endpoint_policy: "advisory" or "enforce".
+            egress_hosts: what the tenant leaves of the hosts that the manifest declares, for http.fetch; None leaves all of them, which is
+                what granting the capability for this manifest says.
             actor: who asks, for the audit log.
 
         Raises:
@@ -92,6 +97,7 @@ class InstallService:
                 endpoint_policy=endpoint_policy,
                 consented_digest=chosen.manifest_digest,
                 actor=actor,
+                egress_hosts=_checked_hosts(egress_hosts, rules_of(chosen.manifest.get("egress"))),
             )
             installs = InstallRepository(session, tenant_id)
             install_id = await installs.add(new)
@@ -102,6 +108,7 @@ class InstallService:
                 "version": chosen.version,
                 "granted": sorted(new.granted),
                 "manifest": new.consented_digest,
+                "egress_hosts": None if new.egress_hosts is None else sorted(new.egress_hosts),
             }
             await AuditRepository(session, TenantId(tenant_id)).record(
                 actor=actor, action="install.create", subject=install_id, detail=detail
@@ -175,6 +182,46 @@ class InstallService:
             await audit.record(actor=actor, action="install.configure", subject=install_id, detail={"keys": sorted(settings)})
             return _found(await installs.find(install_id))
 
+    async def set_egress_hosts(
+        self, tenant_id: TenantId | str, install_id: str, *, hosts: Collection[str] | None, actor: str
+    ) -> InstallView:
+        """Replace what the tenant leaves of the hosts that the manifest declares; None leaves all of them.
+
+        Raises:
+            RefusalError: EXTENSION_NOT_INSTALLED, INVALID_REQUEST (not declared by the version), REGISTRY_UNAVAILABLE.
+        """
+        async with self._database.tenant_session(tenant_id) as session:
+            installs = InstallRepository(session, tenant_id)
+            before = _found(await installs.find(install_id))
+            checked = _checked_hosts(hosts, before.egress.rules)
+            await installs.set_egress_hosts(install_id, checked)
+            detail = {"before": before.egress.hosts and sorted(before.egress.hosts), "hosts": checked and sorted(checked)}
+            await AuditRepository(session, TenantId(tenant_id)).record(
+                actor=actor, action="install.egress", subject=install_id, detail=detail
+            )
+            return _found(await installs.find(install_id))
+
+    async def set_egress_count(self, tenant_id: TenantId | str, install_id: str, *, duration: timedelta, actor: str) -> InstallView:
+        """Have the list of hosts counted rather than enforced for some time from now; none ends it. For operators only.
+
+        Nothing but that list is relaxed: capability, operator's ceiling, scheme, port, addresses and sizes hold as ever (T10).
+
+        Raises:
+            RefusalError: EXTENSION_NOT_INSTALLED, INVALID_REQUEST (longer than 14 days), REGISTRY_UNAVAILABLE.
+        """
+        if not timedelta(0) <= duration <= COUNT_MODE_MOST:
+            raise RefusalError(Reason.INVALID_REQUEST, f"The list of hosts can be counted for 0 to {COUNT_MODE_MOST.days} days.")
+        async with self._database.tenant_session(tenant_id) as session:
+            installs = InstallRepository(session, tenant_id)
+            if not await installs.set_egress_count(install_id, duration.total_seconds()):
+                raise _not_installed()
+            changed = _found(await installs.find(install_id))
+            detail = {"until": None if not duration else str(changed.egress.count_until)}
+            await AuditRepository(session, TenantId(tenant_id)).record(
+                actor=actor, action="install.egress_count", subject=install_id, detail=detail
+            )
+            return changed
+
     async def uninstall(self, tenant_id: TenantId | str, install_id: str, *, purge: bool = False, actor: str) -> None:
         """Take an install away. Its settings and stored data stay for the next install of the same extension, unless `purge`.
 
@@ -234,6 +281,20 @@ def _checked_grants(granted: Collection[str] | None, declared: Collection[str]) 
             Reason.INVALID_REQUEST, "Grant only what the extension asks for; remove the rest.", metadata={"undeclared": ",".join(beyond)}
         )
     return tuple(sorted(names & asked))
+
+
+def _checked_hosts(hosts: Collection[str] | None, declared: Collection[EgressRule]) -> tuple[str, ...] | None:
+    if hosts is None:
+        return None
+    if len(hosts) > MAX_HOSTS or not all(map(is_host_pattern, hosts)):
+        detail = f'Name at most {MAX_HOSTS} hosts, such as "api.example.com" or "*.example.com", in lower case.'
+        raise RefusalError(Reason.INVALID_REQUEST, detail)
+    # SECURITY: as with capabilities, what is allowed beyond the manifest would silently widen the next version's reach.
+    beyond = sorted(host for host in hosts if not covers(declared, host))
+    if beyond:
+        detail = "Allow only hosts that the extension declares; remove the rest."
+        raise RefusalError(Reason.INVALID_REQUEST, detail, metadata={"undeclared": ",".join(beyond)[:512]})
+    return tuple(sorted(set(hosts)))
 
 
 def _checked_config(config: Mapping[str, str]) -> dict[str, str]:

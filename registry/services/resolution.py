@@ -145,6 +145,7 @@ class Resolver:
             endpoint_policy="enforce" if enforced else row.endpoint_policy,
             limits=row.limits,
             config=row.config,
+            egress=row.egress,
         )
 
     async def _load_bundle(self, content_hash: str) -> LoadableBundle:

@@ -33,9 +33,10 @@ def new_version(
     capabilities: Sequence[str] = ("storage.kv", "http.fetch"),
     endpoints: Sequence[Mapping[str, Any]] = ({"method": "GET", "path": "/notes/:id"},),
     runtime: str = "wasm-component@1",
+    egress: Sequence[Mapping[str, Any]] = (),
     bundle_hash: ContentHash | None = None,
 ) -> NewVersion:
-    manifest = {"name": name, "version": version, "capabilities": list(capabilities)}
+    manifest = {"name": name, "version": version, "capabilities": list(capabilities), "egress": list(egress)}
     chosen_hash = content_hash(f"{name}@{version}".encode()) if bundle_hash is None else bundle_hash
     return NewVersion(
         publisher=publisher,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from gateway.auth import MANAGE, OPERATE, READ
+from gateway.auth import MANAGE, OPERATE, READ, Caller
 from gateway.problems import documented
 from gateway.routes.admin.access import CallerOf, PageOf, TenantParameter
 from gateway.routes.admin.models import InstallChange, InstallCreated, InstallDetail, InstallModel, NewInstall, PageModel
 from gateway.routes.admin.warming import Warmer
 from registry.domain.errors import Reason, RefusalError
+from registry.domain.ids import TenantId
 from registry.domain.limits import LimitWishes
 from registry.services.installing import InstallService, InstallView
 
@@ -48,6 +51,7 @@ def build_router(installs: InstallService, warmer: Warmer) -> APIRouter:
             config=wanted.config,
             limits=LimitWishes(**wanted.limits.model_dump()),
             endpoint_policy=wanted.endpoint_policy,
+            egress_hosts=wanted.egress_hosts,
             actor=caller.actor,
         )
         warmth = await warmer.warm(install.content_hash)
@@ -69,17 +73,11 @@ def build_router(installs: InstallService, warmer: Warmer) -> APIRouter:
 
     @router.patch("/{install_id}", responses=documented(*_ALWAYS, Reason.EXTENSION_NOT_INSTALLED))
     async def change_install(caller: CallerOf, install_id: str, change: InstallChange, tenant_id: TenantParameter = None) -> InstallDetail:
-        """Enable, disable, replace the grants or replace the settings of an install; one at a time. Role ext:manage."""
-        tenant = caller.tenant(tenant_id, MANAGE)
-        changed: InstallView
-        if change.enabled is not None:
-            changed = await installs.set_enabled(tenant, install_id, enabled=change.enabled, actor=caller.actor)
-        elif change.granted is not None:
-            changed = await installs.set_grants(tenant, install_id, granted=change.granted, actor=caller.actor)
-        elif change.config is not None:
-            changed = await installs.set_config(tenant, install_id, config=change.config, actor=caller.actor)
-        else:
-            raise RefusalError(Reason.INVALID_REQUEST, "Give exactly one of enabled, granted, config.")
+        """Enable or disable an install, replace its grants, settings or hosts; one at a time. Role ext:manage.
+
+        That its list of hosts is counted rather than enforced for some days is the operator's to say: role ext:operate.
+        """
+        changed = await _change(installs, caller, caller.tenant(tenant_id, MANAGE), install_id, change)
         return InstallDetail.model_validate(changed)
 
     @router.delete("/{install_id}", status_code=204, responses=documented(*_ALWAYS, Reason.EXTENSION_NOT_INSTALLED))
@@ -89,3 +87,20 @@ def build_router(installs: InstallService, warmer: Warmer) -> APIRouter:
         return Response(status_code=204)
 
     return router
+
+
+async def _change(installs: InstallService, caller: Caller, tenant: TenantId, install_id: str, change: InstallChange) -> InstallView:
+    if change.enabled is not None:
+        return await installs.set_enabled(tenant, install_id, enabled=change.enabled, actor=caller.actor)
+    if change.granted is not None:
+        return await installs.set_grants(tenant, install_id, granted=change.granted, actor=caller.actor)
+    if change.config is not None:
+        return await installs.set_config(tenant, install_id, config=change.config, actor=caller.actor)
+    if change.egress is not None:
+        return await installs.set_egress_hosts(tenant, install_id, hosts=change.egress.hosts, actor=caller.actor)
+    if change.egress_count_days is not None:
+        # SECURITY: it takes a wall down, and the tenant must not be the one who says when (T10).
+        caller.require(OPERATE)
+        days = timedelta(days=change.egress_count_days)
+        return await installs.set_egress_count(tenant, install_id, duration=days, actor=caller.actor)
+    raise RefusalError(Reason.INVALID_REQUEST, "Give exactly one of enabled, granted, config, egress, egress_count_days.")

@@ -12,6 +12,7 @@ Item = TypeVar("Item")
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Text = Annotated[str, Field(min_length=1, max_length=512)]
 Capabilities = Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=64)]
+Hosts = Annotated[list[Annotated[str, Field(max_length=253)]], Field(max_length=256)]
 Warmth = Literal["ready", "pending", "failed"]
 """Whether the first call will find the version compiled; "pending" goes on in the background."""
 
@@ -164,6 +165,15 @@ class NewInstall(_Request):
     """Absent keeps what an earlier install of the extension left behind."""
     limits: LimitsModel = LimitsModel()
     endpoint_policy: Literal["advisory", "enforce"] = "advisory"
+    egress_hosts: Hosts | None = None
+    """What is left of the hosts that it declares, for http.fetch; absent leaves all of them."""
+
+
+class EgressChange(_Request):
+    """Another list of hosts."""
+
+    hosts: Hosts | None
+    """What is left of the declared hosts; null leaves all of them."""
 
 
 class InstallChange(_Request):
@@ -172,13 +182,35 @@ class InstallChange(_Request):
     enabled: bool | None = None
     granted: Capabilities | None = None
     config: Annotated[dict[str, str], Field(max_length=100)] | None = None
+    egress: EgressChange | None = None
+    egress_count_days: Annotated[int, Field(ge=0, le=14)] | None = None
+    """For so many days from now the list of hosts is counted and not enforced; 0 ends that. Operators only."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(value is not None for value in (self.enabled, self.granted, self.config)) != 1:
-            message = "give exactly one of enabled, granted, config"
+        if sum(value is not None for value in (self.enabled, self.granted, self.config, self.egress, self.egress_count_days)) != 1:
+            message = "give exactly one of enabled, granted, config, egress, egress_count_days"
             raise ValueError(message)
         return self
+
+
+class EgressRuleModel(_Response):
+    """A host that the manifest declares."""
+
+    host: str
+    ports: list[int]
+    schemes: list[str]
+
+
+class EgressModel(_Response):
+    """Which hosts an install may reach where http.fetch is granted."""
+
+    rules: list[EgressRuleModel]
+    """Declared by the manifest that the tenant consented to."""
+    hosts: list[str] | None
+    """What the tenant leaves of them; null where it leaves all."""
+    count_until: datetime | None
+    """Until then the list is counted and not enforced."""
 
 
 class InstallModel(_Response):
@@ -200,6 +232,7 @@ class InstallModel(_Response):
     is_denied: bool
     endpoint_policy: str
     limits: LimitsModel
+    egress: EgressModel
     consented_digest: str
     granted_by: str
     granted_at: datetime

@@ -171,6 +171,8 @@ CASES = [
     _installs("put_config", lambda repository, victim: repository.put_config(victim.install.install_id, {"evil": "evil"}), leaks=False),
     _installs("set_enabled", lambda repository, victim: repository.set_enabled(victim.install.install_id, enabled=False)),
     _installs("set_grants", lambda repository, victim: repository.set_grants(victim.install.install_id, ["http.fetch"], actor="evil")),
+    _installs("set_egress_hosts", lambda repository, victim: repository.set_egress_hosts(victim.install.install_id, ["evil.example"])),
+    _installs("set_egress_count", lambda repository, victim: repository.set_egress_count(victim.install.install_id, 86_400)),
     _installs("uninstall", lambda repository, victim: repository.uninstall(victim.install.install_id, purge=False)),
     _installs("uninstall", lambda repository, victim: repository.uninstall(victim.install.install_id, purge=True)),
     _executions("add_batch", lambda repository, victim: repository.add_batch([victim.execution]), role=RUNNER, leaks=False),

@@ -298,6 +298,21 @@ class TestInstalling:
             assert reason(await admin.ask("PATCH", path, "ext:manage", json=body)) == (400, "INVALID_REQUEST")
         assert reason(await admin.ask("PATCH", path, "ext:manage", json={"granted": ["http.fetch"]})) == (400, "INVALID_REQUEST")
 
+    async def test_hosts__tenant_narrows_operator_counts(self, admin: AdminKit) -> None:
+        await published(admin)
+        path = f"/installs/{(await installed(admin))['install_id']}"
+        answer = await admin.ask("PATCH", path, "ext:manage", json={"egress": {"hosts": []}})
+        assert answer.json()["egress"] == {"rules": [], "hosts": [], "count_until": None}
+        assert (await admin.ask("PATCH", path, "ext:manage", json={"egress": {"hosts": None}})).json()["egress"]["hosts"] is None
+        for body in ({"egress": {}}, {"egress": {"hosts": ["a.example"]}}, {"egress": {"hosts": "a"}}, {"egress_count_days": 15}):
+            assert reason(await admin.ask("PATCH", path, "ext:manage", json=body)) == (400, "INVALID_REQUEST")
+        # A tenant must not take its own wall down (T10).
+        refused = await admin.ask("PATCH", path, "ext:manage", json={"egress_count_days": 1})
+        assert reason(refused) == (403, "PERMISSION_MISSING")
+        scope = {"tenant_id": "t1"}
+        counted = await admin.operate("PATCH", path, params=scope, json={"egress_count_days": 1})
+        assert counted.json()["egress"]["count_until"] is not None
+
     async def test_uninstall(self, admin: AdminKit) -> None:
         await published(admin)
         path = f"/installs/{(await installed(admin))['install_id']}"
