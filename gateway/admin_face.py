@@ -32,6 +32,7 @@ from registry.provenance.verifier import BundleVerifier
 from registry.services.catalogue import CatalogueService
 from registry.services.executions import ExecutionQuery
 from registry.services.installing import InstallService
+from registry.services.measurements import MeasurementQuery
 from registry.services.publishers import PublisherService
 from registry.services.publishing import PublishingLimits, PublishingService, StoredSignatureCheck, WarmOutcome
 from registry.services.revocations import RevocationService
@@ -84,6 +85,7 @@ async def open_admin_face(
             publishers=PublisherService(database),
             installs=InstallService(database, verify_bundle=StoredSignatureCheck(store, verifier)),
             executions=ExecutionQuery(database),
+            measurements=MeasurementQuery(database),
             revocations=RevocationService(database),
             catalogue=CatalogueService(database),
             warmer=warmer,

@@ -1,8 +1,9 @@
-"""`extctl deny` and `extctl executions`: what operators and administrators do with what runs."""
+"""`extctl deny`, `extctl executions` and `extctl metrics`: what operators and administrators do with what runs."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -55,5 +56,34 @@ def executions(  # noqa: PLR0913 - options
             f"denied  {visible(str(denial.get('capability')))}: {visible(str(denial.get('why')))}. {visible(str(denial.get('change')))}"
             for denial in items_of({"items": found.get("denials")})
         ]
-        parts += [f"log     {visible(str(line))}" for line in found.get("log") or []]
+        parts += [_log_line(line) for line in items_of({"items": found.get("log")})]
         result(found, as_json=as_json, text="\n".join(parts))
+
+
+def _log_line(line: Mapping[str, Any]) -> str:
+    offset, level, message = (visible(str(line.get(name, ""))) for name in ("offset_us", "level", "message"))
+    return f"log     +{offset} µs  {level}  {message}{' (cut)' if line.get('truncated') else ''}"
+
+
+def metrics(  # noqa: PLR0913 - options
+    install: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install; `extctl installs list` names it.")],
+    *,
+    tenant: TenantOption,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Delete the series instead: names, their kinds and the room are free again.")
+    ] = False,
+    gateway: GatewayOption = None,
+    token_file: TokenFileOption = None,
+    state: StateOption = DEFAULT_STATE_FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what an install measured about itself. Needs the role ext:read; to forget it, ext:manage."""
+    role = "ext:manage" if forget else "ext:read"
+    with endings(as_json=as_json), connected(gateway, state, token_file, tenant=tenant, roles=[role]) as client:
+        path = f"/installs/{path_segment(install)}/metrics"
+        if forget:
+            client.admin("DELETE", path, params={"tenant_id": tenant})
+            result({"install_id": install, "forgotten": True}, as_json=as_json, text=f"forgot what {visible(install)} measured")
+            return
+        found = client.admin("GET", path, params={"tenant_id": tenant})
+        result(found, as_json=as_json, text=table(items_of(found), ["name", "kind", "labels", "value", "count", "observed_at"]))

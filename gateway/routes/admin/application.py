@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from gateway import problems
 from gateway.auth import Authenticator
-from gateway.routes.admin import bundles, denylist, executions, extensions, installs, publishers
+from gateway.routes.admin import bundles, denylist, executions, extensions, installs, measurements, publishers
 from gateway.routes.admin.access import Gate
 from gateway.routes.admin.bundles import Publishes
 from gateway.routes.admin.models import Problem
@@ -18,6 +18,7 @@ from gateway.routes.admin.warming import Warmer
 from registry.services.catalogue import CatalogueService
 from registry.services.executions import ExecutionQuery
 from registry.services.installing import InstallService
+from registry.services.measurements import MeasurementQuery
 from registry.services.publishers import PublisherService
 from registry.services.revocations import RevocationService
 
@@ -33,6 +34,7 @@ class AdminServices:
     publishers: PublisherService
     installs: InstallService
     executions: ExecutionQuery
+    measurements: MeasurementQuery
     revocations: RevocationService
     catalogue: CatalogueService
     warmer: Warmer
@@ -55,6 +57,7 @@ def build_admin_app(services: AdminServices, *, authenticator: Authenticator) ->
         publishers.build_router(services.publishers),
         installs.build_router(services.installs, services.warmer),
         executions.build_router(services.executions),
+        measurements.build_router(services.measurements),
         denylist.build_router(services.revocations),
         extensions.build_router(services.catalogue),
     ):

@@ -252,6 +252,28 @@ class InstallCreated(InstallDetail):
     warm: Warmth = "pending"
 
 
+class MeasurementModel(_Response):
+    """One series of what an install measured."""
+
+    name: str
+    """A counter's without "_total"."""
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: dict[str, str]
+    value: float
+    """A gauge's value; the sum of a counter or histogram."""
+    count: int | None
+    """Of a histogram: how many values."""
+    buckets: dict[str, int] | None
+    """Of a histogram: upper bound, and how many values are at most that."""
+    observed_at: datetime
+
+
+class MeasurementsModel(BaseModel):
+    """Everything that an install measured."""
+
+    items: list[MeasurementModel]
+
+
 class ExecutionModel(_Response):
     """One row of the execution log."""
 

@@ -24,6 +24,7 @@ from registry.provenance.verifier import BundleVerifier
 from registry.services.catalogue import CatalogueService
 from registry.services.executions import ExecutionQuery
 from registry.services.installing import InstallService
+from registry.services.measurements import MeasurementQuery
 from registry.services.publishers import PublisherService
 from registry.services.publishing import PublishingLimits, PublishingService, StoredSignatureCheck, WarmOutcome
 from registry.services.revocations import RevocationService
@@ -85,6 +86,7 @@ async def admin(admin_database: Database, tmp_path: Path) -> AsyncIterator[Admin
             publishers=PublisherService(admin_database),
             installs=InstallService(admin_database, verify_bundle=StoredSignatureCheck(store, verifier)),
             executions=ExecutionQuery(admin_database),
+            measurements=MeasurementQuery(admin_database),
             revocations=RevocationService(admin_database),
             catalogue=CatalogueService(admin_database),
             warmer=warmer,

@@ -471,6 +471,8 @@ ROUTES: tuple[tuple[str, str, frozenset[str]], ...] = (
     ("GET", "/installs/x", frozenset({"ext:read", "ext:manage", "ext:operate"})),
     ("PATCH", "/installs/x", frozenset({"ext:manage", "ext:operate"})),
     ("DELETE", "/installs/x", frozenset({"ext:manage", "ext:operate"})),
+    ("GET", "/installs/x/metrics", frozenset({"ext:read", "ext:manage", "ext:operate"})),
+    ("DELETE", "/installs/x/metrics", frozenset({"ext:manage", "ext:operate"})),
     ("GET", "/executions", frozenset({"ext:read", "ext:manage", "ext:operate"})),
     ("GET", "/executions/x", frozenset({"ext:read", "ext:manage", "ext:operate"})),
     ("POST", "/denylist", frozenset({"ext:operate"})),

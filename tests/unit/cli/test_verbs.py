@@ -262,6 +262,28 @@ def test_gateway_away__is_unavailable(state: MachineState) -> None:
     assert "extctl up" in result.stderr
 
 
+def test_metrics__shown_and_forgotten(state: MachineState, monkeypatch: pytest.MonkeyPatch) -> None:
+    series = {"name": "orders", "kind": "counter", "labels": {"place": "a"}, "value": 3.0, "count": None, "observed_at": "now"}
+    seen = answering(monkeypatch, httpx.Response(200, json={"items": [series]}), httpx.Response(204))
+    shown = run("metrics", "i-1", "--tenant", "acme")
+    assert shown.exit_code == 0
+    assert re.search(r"orders +counter +{\"place\": \"a\"} +3.0", shown.output)
+    assert run("metrics", "i-1", "--tenant", "acme", "--forget").exit_code == 0
+    assert [(request.method, request.url.path) for request in seen] == [
+        ("GET", "/api/admin/v1/installs/i-1/metrics"),
+        ("DELETE", "/api/admin/v1/installs/i-1/metrics"),
+    ]
+
+
+def test_execution__shows_its_log_and_its_denials(state: MachineState, monkeypatch: pytest.MonkeyPatch) -> None:
+    denial = {"capability": "cap:http.fetch", "why": "not_granted", "change": "Grant it."}
+    log = [{"level": "stdout", "message": "last words", "offset_us": "12", "truncated": "true"}]
+    answering(monkeypatch, httpx.Response(200, json={"execution_id": "e-1", "log": log, "denials": [denial]}))
+    output = run("executions", "e-1", "--tenant", "acme").output
+    assert "denied  cap:http.fetch: not_granted. Grant it." in output
+    assert "log     +12 µs  stdout  last words (cut)" in output
+
+
 HOSTILE = "\x1b[2J\x07evil\u202eko\u2066\nforged: line\u200b"
 
 
@@ -277,6 +299,7 @@ HOSTILE = "\x1b[2J\x07evil\u202eko\u2066\nforged: line\u200b"
             ("executions", "e-1", "--tenant", "acme"),
             {"endpoint": HOSTILE, "log": [{"message": HOSTILE}], "denials": [{"capability": HOSTILE, "why": HOSTILE, "change": HOSTILE}]},
         ),
+        (("metrics", "i-1", "--tenant", "acme"), {"items": [{"name": HOSTILE, "kind": HOSTILE, "labels": {HOSTILE: HOSTILE}}]}),
         (("deny", HASH, "--reason", "r"), {"added": True, "content_hash": HOSTILE}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
