@@ -61,8 +61,8 @@ def executions(  # noqa: PLR0913 - options
 
 
 def _log_line(line: Mapping[str, Any]) -> str:
-    offset, level, message = (visible(str(line.get(name, ""))) for name in ("offset_us", "level", "message"))
-    return f"log     +{offset} µs  {level}  {message}{' (cut)' if line.get('truncated') else ''}"
+    offset, stream, level, message = (visible(str(line.get(name, ""))) for name in ("offset_us", "stream", "level", "message"))
+    return f"log     +{offset} µs  {stream} {level}  {message}{' (cut)' if line.get('truncated') else ''}"
 
 
 def metrics(  # noqa: PLR0913 - options

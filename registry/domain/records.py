@@ -109,7 +109,7 @@ class ExecutionRecord:
     denials: tuple[Mapping[str, str], ...] = ()
     """Capabilities that were called and not granted: capability, why, and the smallest change that would allow it."""
     log: tuple[Mapping[str, str], ...] = field(default=())
-    """Captured log lines: level, message, offset_us."""
+    """Captured log lines, in order: level, stream ("log", "stdout", "stderr"), message, offset_us, and truncated where it was cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ _LOG_SHARE: Final = 0.8
 _FIRST_RETRY_SECONDS: Final = 0.1
 _LAST_RETRY_SECONDS: Final = 5.0
 _DROPPED_LOG: Final[tuple[Mapping[str, str], ...]] = (
-    {"level": "warn", "message": "(log dropped: the recorder is behind)", "offset_us": "0"},
+    {"level": "warn", "stream": "log", "message": "(log dropped: the recorder is behind)", "offset_us": "0"},
 )
 _log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from extrunner.worker.v1 import worker_pb2
 from registry.domain.capabilities import KNOWN
@@ -24,7 +25,16 @@ from runnerd.capabilities.values import ValueMismatchError, arguments_from_wire
 from runnerd.dispatch.admission import Place
 from runnerd.worker.frames import Frame, FrameError, FrameKind, parse_message
 
-LOG_LEVELS = frozenset({"info", "warn", "error", "stdout", "stderr"})
+LOG_STREAMS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "info": ("log", "info"),
+        "warn": ("log", "warn"),
+        "error": ("log", "error"),
+        "stdout": ("stdout", "info"),
+        "stderr": ("stderr", "error"),
+    }
+)
+"""What a worker calls a line → its stream and level in the execution log."""
 MAX_LOG_LINE_BYTES = 8 * 1024
 _LOG_SLACK = 2
 """A worker enforces the log limits itself; one that sends twice as much is not ours any more."""
@@ -32,6 +42,16 @@ _LOG_SLACK = 2
 
 class ViolationError(FrameError):
     """A worker broke the protocol."""
+
+
+@dataclass(slots=True, kw_only=True)
+class CallNotes:
+    """What a call has logged and was denied so far. Whoever sent the call reads it, however the call ends."""
+
+    log: list[Mapping[str, str]] = field(default_factory=list)
+    """In order: level, stream, message, offset_us (since the worker began), and truncated where it was cut."""
+    denials: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    """Capability → explanation of the broker's, or empty where the worker answered itself."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -57,11 +77,9 @@ class OpenCall:
     outstanding: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     """Of its deadline, then of the grace after it."""
-    log: list[Mapping[str, str]] = field(default_factory=list)
+    notes: CallNotes = field(default_factory=CallNotes)
     log_bytes: int = 0
     log_lines: int = 0
-    denials: dict[str, Mapping[str, str]] = field(default_factory=dict)
-    """Capability → explanation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,14 +125,30 @@ class CallTable:
         """The open calls."""
         return tuple(self._calls.values())
 
-    def open(self, *, grant: InvocationGrant, limits: ExecutionLimits, deadline: float, place: Place | None = None) -> OpenCall:
-        """Enter a call under a random id."""
+    def open(
+        self,
+        *,
+        grant: InvocationGrant,
+        limits: ExecutionLimits,
+        deadline: float,
+        place: Place | None = None,
+        notes: CallNotes | None = None,
+    ) -> OpenCall:
+        """Enter a call under a random id; what it logs and is denied goes to `notes`."""
         # SECURITY: 64 random bits; a worker cannot guess the id of a call that it was not given.
         call_id = 0
         while not call_id or call_id in self._calls:
             call_id = int.from_bytes(os.urandom(8), "big")
         finished: asyncio.Future[FinishedCall | None] = asyncio.get_running_loop().create_future()
-        call = OpenCall(call_id=call_id, grant=grant, limits=limits, deadline=deadline, finished=finished, place=place)
+        call = OpenCall(
+            call_id=call_id,
+            grant=grant,
+            limits=limits,
+            deadline=deadline,
+            finished=finished,
+            place=place,
+            notes=CallNotes() if notes is None else notes,
+        )
         self._calls[call_id] = call
         return call
 
@@ -198,23 +232,29 @@ class CallTable:
         return HostCallRequested(call=call, function=function, arguments=arguments)
 
     def _on_log(self, call: OpenCall, frame: Frame) -> None:
-        lines = parse_message(worker_pb2.Log, frame.payload).lines
-        if not lines:
-            message = "a Log frame without a line"
+        said = parse_message(worker_pb2.Log, frame.payload)
+        if not (said.lines or said.denied_capabilities):
+            message = "a Log frame with nothing in it"
             raise ViolationError(message)
-        for line in lines:
+        for capability in said.denied_capabilities:
+            if capability not in KNOWN or capability in call.grant.capabilities or capability in call.notes.denials:
+                message = "a denied capability that does not exist, is in force, or was said before"
+                raise ViolationError(message)
+            call.notes.denials[capability] = {}
+        for line in said.lines:
             size = len(line.message.encode())
             call.log_lines += 1
             call.log_bytes += size
-            if line.level not in LOG_LEVELS or size > MAX_LOG_LINE_BYTES * _LOG_SLACK:
+            if line.level not in LOG_STREAMS or size > MAX_LOG_LINE_BYTES * _LOG_SLACK:
                 message = "a log line that no worker of ours sends"
                 raise ViolationError(message)
             if call.log_lines > call.limits.log_lines * _LOG_SLACK or call.log_bytes > call.limits.log_bytes * _LOG_SLACK + size:
                 message = "far more log lines than the call may write"
                 raise ViolationError(message)
             if call.log_lines <= call.limits.log_lines and call.log_bytes <= call.limits.log_bytes:
-                entry = {"level": line.level, "message": line.message, "offset_us": str(line.offset_us)}
-                call.log.append(entry | {"truncated": "true"} if line.truncated else entry)
+                stream, level = LOG_STREAMS[line.level]
+                entry = {"level": level, "stream": stream, "message": line.message, "offset_us": str(line.offset_us)}
+                call.notes.log.append(entry | {"truncated": "true"} if line.truncated else entry)
 
     def _on_done(self, call: OpenCall, frame: Frame) -> CallFinished | None:
         done = parse_message(worker_pb2.Done, frame.payload)
@@ -225,17 +265,21 @@ class CallTable:
         if done.fuel > call.limits.fuel:
             message = f"claims {done.fuel} units of fuel where {call.limits.fuel} were given"
             raise ViolationError(message)
-        if len(done.denied_capabilities) > len(KNOWN) or not KNOWN.issuperset(done.denied_capabilities):
-            message = "denied capabilities that do not exist"
-            raise ViolationError(message)
         if done.WhichOneof("outcome") == "completed" and done.completed.has_body:
             self._body_of = (call, done)
             return None
         return self._finish(call, done, None)
 
     def _finish(self, call: OpenCall, done: worker_pb2.Done, body: bytes | None) -> CallFinished:
+        if done.log_lines_dropped:
+            call.notes.log.append(_dropped(done.log_lines_dropped))
         del self._calls[call.call_id]
         return CallFinished(call=call, finished=FinishedCall(done=done, body=body))
+
+
+def _dropped(lines: int) -> Mapping[str, str]:
+    """Return what stands in the log for lines that the limits kept out."""
+    return {"level": "warn", "stream": "log", "message": f"({lines} more lines were dropped)", "offset_us": "0", "truncated": "true"}
 
 
 _HANDLED = frozenset({FrameKind.HOST_CALL, FrameKind.LOG, FrameKind.DONE})

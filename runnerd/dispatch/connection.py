@@ -105,9 +105,6 @@ class CallReport:
 
     outcome: Outcome
     usage: Usage
-    log: tuple[Mapping[str, str], ...]
-    denied: Mapping[str, Mapping[str, str]]
-    """Capability → explanation by the broker, or empty where the worker answered itself."""
 
 
 class WorkerConnection:
@@ -232,7 +229,13 @@ class WorkerConnection:
             WorkerInternalError: the worker could not run the call.
             RefusalError: OVERLOADED: the worker did not take the call before its deadline.
         """
-        call = self._table.open(grant=invocation.grant, limits=invocation.limits, deadline=invocation.deadline, place=invocation.place)
+        call = self._table.open(
+            grant=invocation.grant,
+            limits=invocation.limits,
+            deadline=invocation.deadline,
+            place=invocation.place,
+            notes=invocation.notes,
+        )
         self.calls_started += 1
         began = time.monotonic()
         try:
@@ -276,8 +279,7 @@ class WorkerConnection:
                 self._violated(error, by=call)
                 raise WorkerDiedError(started=True, had_host_calls=call.host_calls > 0) from error
         done = finished.done if finished is not None else None
-        denied = {capability: call.denials.get(capability, {}) for capability in (done.denied_capabilities if done is not None else ())}
-        return CallReport(outcome=outcome, usage=usage_of(done, call.limits, measured), log=tuple(call.log), denied=denied | call.denials)
+        return CallReport(outcome=outcome, usage=usage_of(done, call.limits, measured))
 
     def _send_at_once(self, call: OpenCall, invocation: Invocation) -> bool:
         """Send a call whose component the worker has, where the channel is free; False where it has to wait for either."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Protocol
@@ -34,6 +34,7 @@ from runnerd.capabilities.grants import InvocationGrant
 from runnerd.dispatch.admission import Admission, Place
 from runnerd.dispatch.authority import Authority, authorise
 from runnerd.dispatch.breaker import CircuitBreaker, Passage, TenantVersion
+from runnerd.dispatch.calls import CallNotes
 from runnerd.dispatch.connection import CallReport, WorkerDiedError
 from runnerd.dispatch.endpoints import UNDECLARED, admit
 from runnerd.dispatch.outcome import OUTCOME_NAMES, Completed, Usage, reason_of
@@ -107,6 +108,8 @@ class _Prepared:
     """Until when it may wait, on the clock of `time.monotonic()`."""
     place: Place
     execution_id: ExecutionId
+    notes: CallNotes = field(default_factory=CallNotes)
+    """What it logs and is denied, up to its end whatever that is. A call that is sent twice had said nothing the first time."""
 
 
 class Executor:
@@ -263,6 +266,7 @@ class Executor:
                 deadline=deadline,
                 queue_us=round((now - prepared.received) * 1e6),
                 place=prepared.place,
+                notes=prepared.notes,
             )
             report = await worker.run(invocation)
             if worker.is_usable:
@@ -296,15 +300,8 @@ class Executor:
 
     def _ended(self, prepared: _Prepared, started_at: datetime, report: CallReport) -> None:
         outcome = OUTCOME_NAMES[type(report.outcome)]
-        denials: tuple[Mapping[str, str], ...] = ()
-        if report.denied:
-            denials = tuple(explained or _denial(prepared.install, capability) for capability, explained in report.denied.items())
-            for capability in report.denied:
-                self._metrics.denial(capability)
         self._metrics.execution(outcome, prepared.request.trigger.value)
         self._metrics.usage(outcome, report.usage)
-        for line in report.log:
-            _log.debug("guest_log", level_of_guest=line["level"], text=line["message"])
         record = _record(
             prepared,
             started_at,
@@ -312,19 +309,19 @@ class Executor:
             report.usage,
             reason=reason_of(report.outcome),
             http_status=report.outcome.status if isinstance(report.outcome, Completed) else None,
-            denials=denials,
-            log=report.log,
         )
         _log.info("execution", outcome=outcome, reason=record.reason, wall_ms=record.wall_ms, queue_ms=record.queue_ms, fuel=record.fuel)
-        self._hand_on(record)
+        self._hand_on(prepared, record)
 
     def _failed(self, prepared: _Prepared, started_at: datetime, reason: str) -> None:
         self._metrics.execution(_ERROR, prepared.request.trigger.value)
         _log.warning("execution_failed", reason=str(reason))
         usage = replace(_NOTHING, wall_us=max(0, round((datetime.now(UTC) - started_at).total_seconds() * 1e6)))
-        self._hand_on(_record(prepared, started_at, _ERROR, usage, reason=str(reason)))
+        self._hand_on(prepared, _record(prepared, started_at, _ERROR, usage, reason=str(reason)))
 
-    def _hand_on(self, record: ExecutionRecord) -> None:
+    def _hand_on(self, prepared: _Prepared, record: ExecutionRecord) -> None:
+        for capability in prepared.notes.denials:
+            self._metrics.denial(capability)
         try:
             self._recorder.record(record)
         except RefusalError:
@@ -379,10 +376,8 @@ def _record(  # noqa: PLR0913 - the keywords are the facts that only some calls 
     *,
     reason: str | None,
     http_status: int | None = None,
-    denials: tuple[Mapping[str, str], ...] = (),
-    log: tuple[Mapping[str, str], ...] = (),
 ) -> ExecutionRecord:
-    install, request, user = prepared.install, prepared.request, prepared.authority.user
+    install, request, user, notes = prepared.install, prepared.request, prepared.authority.user, prepared.notes
     return ExecutionRecord(
         execution_id=prepared.execution_id,
         tenant_id=install.tenant_id,
@@ -407,8 +402,8 @@ def _record(  # noqa: PLR0913 - the keywords are the facts that only some calls 
         host_calls=usage.host_calls,
         egress_request_bytes=usage.egress_request_bytes,
         egress_response_bytes=usage.egress_response_bytes,
-        denials=denials,
-        log=log,
+        denials=tuple(explained or _denial(install, capability) for capability, explained in notes.denials.items()),
+        log=tuple(notes.log),
     )
 
 

@@ -6,13 +6,14 @@ its own that nobody parses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from extrunner.worker.v1 import worker_pb2
 from registry.domain.limits import ExecutionLimits
 from runnerd.artifacts.loaded import CompiledExtension
 from runnerd.capabilities.grants import InvocationGrant
 from runnerd.dispatch.admission import Place
+from runnerd.dispatch.calls import CallNotes
 from runnerd.dispatch.request import GuestRequest
 
 
@@ -29,6 +30,8 @@ class Invocation:
     queue_us: int = 0
     place: Place | None = None
     """What it holds while it computes, and not while it waits for the host."""
+    notes: CallNotes = field(default_factory=CallNotes)
+    """Where what it logs and is denied goes while it runs."""
 
 
 def build_start(invocation: Invocation, *, component: int, wall_time_us: int) -> worker_pb2.Start:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
@@ -68,6 +68,10 @@ class GuestRequest:
     body: bytes | None
 
 
+def _nothing(_capability: str) -> None:
+    """Tell nobody."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Call:
     """One running call."""
@@ -87,6 +91,8 @@ class Call:
     """What the bridge measured; exact. None where it did not run, or the guest did not return."""
     denied: set[str] = field(default_factory=set)
     """Capabilities that were answered "denied" here."""
+    on_denied: Callable[[str], None] = _nothing
+    """Told each of them, once."""
     resources: dict[int, object] = field(default_factory=dict)
     """Host resources of the guest, by representation."""
     next_resource: int = 1
@@ -106,6 +112,12 @@ class Call:
     def cancel(self) -> None:
         """Ask for its end. Any thread; waits end at once, a guest at its next epoch (see `Ticker.hurry`)."""
         self._cancelled.set()
+
+    def deny(self, capability: str) -> None:
+        """Note that a capability was called and is not in force."""
+        if capability not in self.denied:
+            self.denied.add(capability)
+            self.on_denied(capability)
 
     def enter(self) -> None:
         """Begin counting CPU time, on the thread that runs the guest."""

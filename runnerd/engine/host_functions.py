@@ -73,7 +73,7 @@ def _answer(call: calls.Call, function: HostFunction, read: Callable[[], list[ob
         if call.host_calls > call.limits.host_calls:
             call.end(LimitExceeded(limit=LimitKind.HOST_CALLS, used=call.host_calls, allowed=call.limits.host_calls))
     if function.capability not in call.capabilities:
-        call.denied.add(function.capability)
+        call.deny(function.capability)
         return _typed(function, function.denied)
     answer = _LOCAL.get(function.qualified_name, _ask) if function.local else _ask
     try:

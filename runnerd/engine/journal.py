@@ -1,6 +1,7 @@
 """The log of one call: lines of the guest's logging calls and of its stdout and stderr, within bounds.
 
-Lines go on in batches (N23): at 4 KiB, 50 ms after the first, or at the end of the call, so that a killed call's last words are kept.
+Lines go on in batches (N23): at 4 KiB, 50 ms after the first, or at the end of the call, so that a killed call's last words are kept. What
+a stream got without a line break goes on as it is when nothing has followed for a second.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from runnerd.engine.limits import MAX_LINE_BYTES
 
 BATCH_BYTES = 4 * 1024
 BATCH_SECONDS = 0.05
+UNFINISHED_SECONDS = 1.0
+"""Long enough that a guest which writes text and line break apart keeps its lines whole."""
+STREAMS = ("stdout", "stderr")
+_BOUNDARY = 4
+"""Bytes of the longest character."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +41,17 @@ def cut_utf8(data: bytes, max_bytes: int) -> tuple[str, bool]:
     data = text.encode()
     if len(data) <= max_bytes:
         return text, False
-    end = max_bytes
+    return data[: _boundary(data, max_bytes)].decode(), True
+
+
+def _boundary(data: bytes, end: int) -> int:
+    """Return where to cut `data` at or just before `end` without cutting a character; `end` is within it."""
+    at = end
     # Step back over the continuation bytes of a character that would be cut; one has at most three.
-    while end > max(0, max_bytes - 4) and data[end] & 0xC0 == 0x80:  # noqa: PLR2004 - the form of a continuation byte
-        end -= 1
-    return data[:end].decode(), True
+    while at > max(0, end - _BOUNDARY) and data[at] & 0xC0 == 0x80:  # noqa: PLR2004 - the form of a continuation byte
+        at -= 1
+    # More of them are no character at all.
+    return at if data[at] & 0xC0 != 0x80 else end  # noqa: PLR2004
 
 
 class Journal:
@@ -59,7 +71,8 @@ class Journal:
         self._batch: list[LogLine] = []
         self._batch_bytes = 0
         self._batch_since = 0.0
-        self._partial: dict[str, bytearray] = {}
+        self._partial: dict[str, bytearray] = {level: bytearray() for level in STREAMS}
+        self._partial_since = 0.0
         self._lock = threading.Lock()
         self.dropped = 0
         """Lines that the limits kept out."""
@@ -70,36 +83,46 @@ class Journal:
             self._add(level, message)
 
     def stream(self, level: str, data: bytes) -> None:
-        """Add bytes of a stream; whole lines are kept as lines."""
+        """Add bytes of one of `STREAMS`; whole lines are kept as lines."""
         with self._lock:
-            pending = self._partial.setdefault(level, bytearray())
+            pending = self._partial[level]
             pending += data
             *lines, rest = bytes(pending).split(b"\n")
             # A line that never ends is cut into pieces, so that nothing unbounded is held.
             while len(rest) > MAX_LINE_BYTES:
-                lines.append(rest[:MAX_LINE_BYTES])
-                rest = rest[MAX_LINE_BYTES:]
+                end = _boundary(rest, MAX_LINE_BYTES)
+                lines.append(rest[:end])
+                rest = rest[end:]
             pending[:] = rest
+            self._partial_since = time.monotonic()
             for line in lines:
                 self._add(level, line.removesuffix(b"\r"))
 
     def overdue(self, now: float) -> bool:
-        """Tell whether a batch has waited for `BATCH_SECONDS` at monotonic time `now`."""
-        return bool(self._batch) and now - self._batch_since >= BATCH_SECONDS
+        """Tell whether a batch has waited for `BATCH_SECONDS`, or an unfinished line for its time, at monotonic time `now`."""
+        return (bool(self._batch) and now - self._batch_since >= BATCH_SECONDS) or self._has_stale_line(now)
 
-    def flush(self) -> None:
-        """Hand over what is collected."""
+    def flush(self, now: float) -> None:
+        """Hand over what is collected, unfinished lines too where nothing has followed for long at monotonic time `now`."""
         with self._lock:
+            if self._has_stale_line(now):
+                self._finish_lines()
             self._flush()
 
     def close(self) -> None:
         """Hand over everything, unfinished lines of the streams too."""
         with self._lock:
-            for level, rest in self._partial.items():
-                if rest:
-                    self._add(level, bytes(rest))
-            self._partial.clear()
+            self._finish_lines()
             self._flush()
+
+    def _has_stale_line(self, now: float) -> bool:
+        return now - self._partial_since >= UNFINISHED_SECONDS and any(self._partial.values())
+
+    def _finish_lines(self) -> None:
+        for level, rest in self._partial.items():
+            if rest:
+                self._add(level, bytes(rest))
+                rest.clear()
 
     def _add(self, level: str, message: bytes) -> None:
         if self._lines_left <= 0 or self._bytes_left <= 0:

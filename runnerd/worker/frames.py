@@ -30,7 +30,7 @@ from runnerd.capabilities.shapes import DATA_BYTES
 from runnerd.worker.small_messages import parse_canonical
 from runnerd.worker.wire_scan import WireScanError, scan_message
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 """Version of these frames, in `Hello.protocol_version`; another one is not used (T39)."""
 
 HEADER: Final = struct.Struct(">IBQ")

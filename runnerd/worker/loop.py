@@ -214,6 +214,7 @@ class Worker:
             capabilities=frozenset(start.capabilities),
             journal=Journal(lambda lines: self._send_log(call_id, lines), max_lines=limits.log_lines, max_bytes=limits.log_bytes),
             port=port,
+            on_denied=lambda capability: self._send_denied(call_id, capability),
             started=received,
         )
         headers = [(header.name, header.value) for header in start.headers]
@@ -228,7 +229,6 @@ class Worker:
             done, body = self._execute(opened)
             opened.call.journal.close()
             done.log_lines_dropped = opened.call.journal.dropped
-            done.denied_capabilities.extend(sorted(opened.call.denied))
             # Before Done leaves: from then on the daemon may use the id again.
             self._open.pop(call_id, None)
             self._writer.send_message(FrameKind.DONE, call_id, done, body=body)
@@ -282,6 +282,9 @@ class Worker:
         )
         self._writer.send_message(FrameKind.LOG, call_id, message)
 
+    def _send_denied(self, call_id: int, capability: str) -> None:
+        self._writer.send_message(FrameKind.LOG, call_id, worker_pb2.Log(denied_capabilities=[capability]))
+
     def _flush_journals(self) -> None:
         """Send what has waited long enough, so that a killed call's last words are kept (N23)."""
         while True:
@@ -293,7 +296,7 @@ class Worker:
                 for opened in calls:
                     if opened.call.journal.overdue(now):
                         try:
-                            opened.call.journal.flush()
+                            opened.call.journal.flush(now)
                         except OSError:
                             return
 

@@ -47,6 +47,7 @@ class Ended:
     done: worker_pb2.Done
     body: bytes | None
     lines: list[worker_pb2.LogLine]
+    denied: list[str]
     host_calls: list[tuple[str, tuple[object, ...]]]
 
     @property
@@ -67,6 +68,7 @@ class _Open:
     ended: asyncio.Future[Ended]
     answer: Answer | None
     lines: list[worker_pb2.LogLine] = field(default_factory=list)
+    denied: list[str] = field(default_factory=list)
     host_calls: list[tuple[str, tuple[object, ...]]] = field(default_factory=list)
     done: worker_pb2.Done | None = None
 
@@ -181,7 +183,9 @@ class WorkerDriver:
         call = self._calls[call_id]
         match kind:
             case FrameKind.LOG:
-                call.lines += parse_message(worker_pb2.Log, payload).lines
+                said = parse_message(worker_pb2.Log, payload)
+                call.lines += said.lines
+                call.denied += said.denied_capabilities
                 self.line_arrived.set()
             case FrameKind.HOST_CALL:
                 await self._answer(call_id, call, parse_message(worker_pb2.HostCall, payload))
@@ -210,7 +214,7 @@ class WorkerDriver:
     @staticmethod
     def _finish(call: _Open, body: bytes | None) -> None:
         assert call.done is not None
-        call.ended.set_result(Ended(done=call.done, body=body, lines=call.lines, host_calls=call.host_calls))
+        call.ended.set_result(Ended(done=call.done, body=body, lines=call.lines, denied=call.denied, host_calls=call.host_calls))
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,16 @@ async def lies_about_fuel(worker: WorkerEnd, call_id: int) -> None:
 
 
 async def invented_capability(worker: WorkerEnd, call_id: int) -> None:
-    await worker.complete(call_id, denied_capabilities=["root.everything"])
+    await worker.say(FrameKind.LOG, call_id, worker_pb2.Log(denied_capabilities=["root.everything"]))
+
+
+async def denial_of_what_is_in_force(worker: WorkerEnd, call_id: int) -> None:
+    await worker.say(FrameKind.LOG, call_id, worker_pb2.Log(denied_capabilities=["storage.kv"]))
+
+
+async def denials_without_end(worker: WorkerEnd, call_id: int) -> None:
+    for _ in range(1_000_000):
+        await worker.say(FrameKind.LOG, call_id, worker_pb2.Log(denied_capabilities=["http.fetch"]))
 
 
 async def invented_trap(worker: WorkerEnd, call_id: int) -> None:
@@ -164,6 +173,8 @@ ATTACKS: list[Attack] = [
     merged_done,
     lies_about_fuel,
     invented_capability,
+    denial_of_what_is_in_force,
+    denials_without_end,
     invented_trap,
     log_flood,
     empty_logs,

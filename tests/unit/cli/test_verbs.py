@@ -277,11 +277,11 @@ def test_metrics__shown_and_forgotten(state: MachineState, monkeypatch: pytest.M
 
 def test_execution__shows_its_log_and_its_denials(state: MachineState, monkeypatch: pytest.MonkeyPatch) -> None:
     denial = {"capability": "cap:http.fetch", "why": "not_granted", "change": "Grant it."}
-    log = [{"level": "stdout", "message": "last words", "offset_us": "12", "truncated": "true"}]
+    log = [{"level": "info", "stream": "stdout", "message": "last words", "offset_us": "12", "truncated": "true"}]
     answering(monkeypatch, httpx.Response(200, json={"execution_id": "e-1", "log": log, "denials": [denial]}))
     output = run("executions", "e-1", "--tenant", "acme").output
     assert "denied  cap:http.fetch: not_granted. Grant it." in output
-    assert "log     +12 µs  stdout  last words (cut)" in output
+    assert "log     +12 µs  stdout info  last words (cut)" in output
 
 
 HOSTILE = "\x1b[2J\x07evil\u202eko\u2066\nforged: line\u200b"

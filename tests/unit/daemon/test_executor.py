@@ -27,8 +27,19 @@ from runnerd.dispatch.request import ExecutionResult, GuestRequest
 from runnerd.dispatch.start import Invocation, build_start
 from runnerd.rpc import converters, prescan
 from runnerd.worker.frames import Frame, FrameKind, encode_frame
-from tests.fakes.dispatch_kit import CONNECTION, POOL, TENANT, Kit, dispatching, eventually, make_extension, make_install, make_request
-from tests.fakes.fake_worker import WorkerEnd, scripted
+from tests.fakes.dispatch_kit import (
+    CONNECTION,
+    OTHER_TENANT,
+    POOL,
+    TENANT,
+    Kit,
+    dispatching,
+    eventually,
+    make_extension,
+    make_install,
+    make_request,
+)
+from tests.fakes.fake_worker import Script, WorkerEnd, scripted
 
 
 async def execute(kit: Kit, *, deadline: float | None = None, **changes: Any) -> ExecutionResult:
@@ -239,9 +250,15 @@ async def test_call_that_never_gets_a_worker_that_lives__gives_up_after_the_seco
 
 
 async def test_denials__are_explained_in_the_record_and_counted() -> None:
-    done = completed()
-    done.denied_capabilities.extend(["http.fetch", "secrets.get"])
-    fork, _ = scripted(then=answering(done))
+    async def denies(worker: WorkerEnd) -> None:
+        await worker.greet()
+        call_id, _ = await worker.next_start()
+        for capability in ("http.fetch", "secrets.get"):
+            await worker.say(FrameKind.LOG, call_id, worker_pb2.Log(denied_capabilities=[capability]))
+        await worker.complete(call_id)
+        await worker.next_frame()
+
+    fork, _ = scripted(denies)
     async with dispatching(fork) as kit:
         await execute(kit)
         denials = {denial["capability"]: denial["why"] for denial in kit.recorder.records[0].denials}
@@ -265,6 +282,71 @@ async def test_log_lines__reach_the_record_within_the_limits() -> None:
         log = kit.recorder.records[0].log
         assert [line["message"] for line in log] == ["line 0", "line 1", "line 2"]
         assert log[1]["truncated"] == "true"
+
+
+def saying(*lines: tuple[str, str], dropped: int = 0, dies: bool = False) -> Script:
+    """A worker that logs these lines and was asked for what nobody granted; then it answers, says nothing more, or dies."""
+
+    async def script(worker: WorkerEnd) -> None:
+        await worker.greet()
+        call_id, _ = await worker.next_start()
+        said = [worker_pb2.LogLine(level=level, message=message, offset_us=7) for level, message in lines]
+        await worker.say(FrameKind.LOG, call_id, worker_pb2.Log(lines=said, denied_capabilities=["http.fetch"]))
+        if dies:
+            return
+        if dropped:
+            await worker.complete(call_id, log_lines_dropped=dropped)
+        while True:
+            await worker.next_frame()
+
+    return script
+
+
+async def test_log_lines__say_stream_and_level_and_what_is_missing() -> None:
+    levels = ("info", "warn", "error", "stdout", "stderr")
+    fork, _ = scripted(saying(*((level, f"by {level}") for level in levels), dropped=9))
+    async with dispatching(fork) as kit:
+        await execute(kit)
+        *log, missing = kit.recorder.records[0].log
+        said = [(line["message"], line["stream"], line["level"], line["offset_us"]) for line in log]
+        assert said == [
+            ("by info", "log", "info", "7"),
+            ("by warn", "log", "warn", "7"),
+            ("by error", "log", "error", "7"),
+            ("by stdout", "stdout", "info", "7"),
+            ("by stderr", "stderr", "error", "7"),
+        ]
+        assert (missing["message"], missing["truncated"]) == ("(9 more lines were dropped)", "true")
+
+
+async def test_call_whose_worker_dies__leaves_its_last_words_and_its_denials() -> None:
+    fork, _ = scripted(saying(("stdout", "last words"), dies=True))
+    async with dispatching(fork) as kit:
+        with pytest.raises(RefusalError) as refused:
+            await execute(kit)
+        assert refused.value.reason is Reason.WORKER_CRASHED
+        record = kit.recorder.records[0]
+        assert (record.outcome, [line["message"] for line in record.log]) == ("error", ["last words"])
+        assert [denial["capability"] for denial in record.denials] == ["cap:http.fetch"]
+        assert kit.metric("capability_denials_total", {"capability": "http.fetch"}) == 1
+
+
+async def test_call_that_is_cut_or_cancelled__leaves_its_last_words_and_its_denials() -> None:
+    fork, _ = scripted(saying(("info", "last words")), saying(("info", "last words")))
+    async with dispatching(fork) as kit:
+        result = await execute(kit, wishes=LimitWishes(wall_time_ms=100))
+        assert isinstance(result.outcome, LimitExceeded)
+        call = asyncio.ensure_future(execute(kit, tenant_id=OTHER_TENANT))
+        await eventually(
+            lambda: any(opened.notes.log for worker in kit.pool.workers for opened in worker._table.calls if not opened.cancelled)
+        )
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        for record in kit.recorder.records:
+            assert [line["message"] for line in record.log] == ["last words"]
+            assert [denial["capability"] for denial in record.denials] == ["cap:http.fetch"]
+        assert [record.reason for record in kit.recorder.records] == ["wall_time", "CANCELLED"]
 
 
 async def test_host_calls__are_brokered_for_their_own_tenant_and_counted() -> None:

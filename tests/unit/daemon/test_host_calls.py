@@ -91,4 +91,4 @@ async def test_denial__is_kept_for_the_record() -> None:
     asked = request(function)
     payload = await HostCallDesk(Answers(HostResult(error="denied", denial=explanation)), Metrics()).answer(asked)
     assert read(function, payload)[1] == "denied"
-    assert asked.call.denials == {function.capability: explanation}
+    assert asked.call.notes.denials == {function.capability: explanation}

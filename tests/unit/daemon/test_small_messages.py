@@ -40,7 +40,6 @@ dones = st.builds(
     ),
     fuel=st.integers(0, 2**64 - 1),
     peak_memory_bytes=st.none() | st.integers(0, 2**64 - 1),
-    denied_capabilities=st.lists(texts, max_size=3),
 )
 
 

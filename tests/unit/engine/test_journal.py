@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runnerd.engine.journal import BATCH_BYTES, Journal, LogLine, cut_utf8
+from runnerd.engine.journal import BATCH_BYTES, UNFINISHED_SECONDS, Journal, LogLine, cut_utf8
 from runnerd.engine.limits import MAX_LINE_BYTES
 
 
@@ -99,7 +99,7 @@ def test_batch__waiting__is_overdue_after_fifty_milliseconds() -> None:
 
     assert not collected.journal.overdue(time.monotonic())
     assert collected.journal.overdue(time.monotonic() + 0.06)
-    collected.journal.flush()
+    collected.journal.flush(time.monotonic())
     assert not collected.journal.overdue(time.monotonic() + 0.06)
 
 
@@ -112,6 +112,35 @@ def test_stream__pieces__become_lines() -> None:
 
     assert collected.messages == ["one", "two", "three", "other"]
     assert [line.level for batch in collected.batches for line in batch] == ["stdout", "stdout", "stdout", "stderr"]
+
+
+def test_stream__unfinished_line__goes_on_after_a_second_of_silence() -> None:
+    collected = Collected()
+    collected.journal.stream("stdout", b"last ")
+    collected.journal.flush(time.monotonic())
+    assert collected.batches == []
+    collected.journal.stream("stdout", b"words")
+    later = time.monotonic() + UNFINISHED_SECONDS
+    assert collected.journal.overdue(later)
+    collected.journal.flush(later)
+    assert collected.messages == ["last words"]
+    assert not collected.journal.overdue(later + 100)
+    collected.journal.stream("stdout", b" and more\n")
+    collected.journal.close()
+    assert collected.messages == ["last words", " and more"]
+
+
+@given(st.text(min_size=1, max_size=30), st.integers(1, 5_000))
+def test_stream__long_text_in_any_pieces__loses_and_breaks_no_character(text: str, size: int) -> None:
+    text = (text.replace("\n", "").replace("\r", "") or "x") * 2_000
+    text = text.encode("utf-8", "replace")[: 3 * MAX_LINE_BYTES].decode("utf-8", "ignore")
+    raw = text.encode()
+    collected = Collected()
+    for at in range(0, len(raw), size):
+        collected.journal.stream("stdout", raw[at : at + size])
+    collected.journal.close()
+    assert "".join(collected.messages) == text
+    assert all(len(message.encode()) <= MAX_LINE_BYTES for message in collected.messages)
 
 
 def test_stream__line_that_never_ends__is_cut_into_pieces() -> None:

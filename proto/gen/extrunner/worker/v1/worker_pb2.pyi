@@ -492,23 +492,29 @@ Global___HostReply: _TypeAlias = HostReply  # noqa: Y015
 
 @_typing.final
 class Log(_message.Message):
-    """Log lines of a guest."""
+    """What a guest logged, and what it was denied: on its way while the call runs, so that a call that is killed leaves it behind."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     LINES_FIELD_NUMBER: _builtins.int
+    DENIED_CAPABILITIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogLine]:
         """The lines in order."""
+
+    @_builtins.property
+    def denied_capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Capabilities that the guest called and the worker answered "denied", each once in a call, without prefix."""
 
     def __init__(
         self,
         *,
         lines: _abc.Iterable[Global___LogLine] | None = ...,
+        denied_capabilities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denied_capabilities", b"denied_capabilities", "lines", b"lines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -564,7 +570,6 @@ class Done(_message.Message):
     CPU_TIME_US_FIELD_NUMBER: _builtins.int
     WALL_TIME_US_FIELD_NUMBER: _builtins.int
     LOG_LINES_DROPPED_FIELD_NUMBER: _builtins.int
-    DENIED_CAPABILITIES_FIELD_NUMBER: _builtins.int
     guest_error: _builtins.str
     """The answer is not a valid response."""
     internal_error: _builtins.str
@@ -591,10 +596,6 @@ class Done(_message.Message):
     def limit(self) -> Global___GuestLimit:
         """A limit ended it."""
 
-    @_builtins.property
-    def denied_capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Capabilities that the guest called and the worker answered "denied", each once, without prefix."""
-
     def __init__(
         self,
         *,
@@ -608,11 +609,10 @@ class Done(_message.Message):
         cpu_time_us: _builtins.int = ...,
         wall_time_us: _builtins.int = ...,
         log_lines_dropped: _builtins.int = ...,
-        denied_capabilities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "completed", b"completed", "guest_error", b"guest_error", "internal_error", b"internal_error", "limit", b"limit", "outcome", b"outcome", "peak_memory_bytes", b"peak_memory_bytes", "trapped", b"trapped"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "completed", b"completed", "cpu_time_us", b"cpu_time_us", "denied_capabilities", b"denied_capabilities", "fuel", b"fuel", "guest_error", b"guest_error", "internal_error", b"internal_error", "limit", b"limit", "log_lines_dropped", b"log_lines_dropped", "outcome", b"outcome", "peak_memory_bytes", b"peak_memory_bytes", "trapped", b"trapped", "wall_time_us", b"wall_time_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "completed", b"completed", "cpu_time_us", b"cpu_time_us", "fuel", b"fuel", "guest_error", b"guest_error", "internal_error", b"internal_error", "limit", b"limit", "log_lines_dropped", b"log_lines_dropped", "outcome", b"outcome", "peak_memory_bytes", b"peak_memory_bytes", "trapped", b"trapped", "wall_time_us", b"wall_time_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__peak_memory_bytes: _TypeAlias = _typing.Literal["peak_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__peak_memory_bytes: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes"]  # noqa: Y015

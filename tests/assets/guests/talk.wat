@@ -1,0 +1,56 @@
+;; Says what the request's body tells it to: items of a kind, a length and so many bytes. Kind 1 is standard output, 2 standard error, 3 a
+;; warning by log-warn; 4 spins for ever, 5 traps. Then it answers 200.
+(import "wasi:io/error@0.2.9" (instance $error (export "error" (type $error (sub resource)))))
+(alias export $error "error" (type $error))
+(import "wasi:io/streams@0.2.9" (instance $streams
+  (alias outer 1 $error (type $outer)) (export "error" (type $e (eq $outer)))
+  (export "output-stream" (type $stream (sub resource)))
+  (type $failure' (variant (case "last-operation-failed" (own $e)) (case "closed")))
+  (export "stream-error" (type $failure (eq $failure')))
+  (export "[method]output-stream.blocking-write-and-flush"
+    (func (param "self" (borrow $stream)) (param "contents" (list u8)) (result (result (error $failure)))))))
+(alias export $streams "output-stream" (type $stream))
+(import "wasi:cli/stdout@0.2.9" (instance $stdout
+  (alias outer 1 $stream (type $outer)) (export "output-stream" (type $stream (eq $outer)))
+  (export "get-stdout" (func (result (own $stream))))))
+(import "wasi:cli/stderr@0.2.9" (instance $stderr
+  (alias outer 1 $stream (type $outer)) (export "output-stream" (type $stream (eq $outer)))
+  (export "get-stderr" (func (result (own $stream))))))
+(import "alga:extension/logging" (instance $logging (export "log-warn" (func (param "message" string)))))
+(core func $get-stdout (canon lower (func $stdout "get-stdout")))
+(core func $get-stderr (canon lower (func $stderr "get-stderr")))
+(core func $write (canon lower (func $streams "[method]output-stream.blocking-write-and-flush") (memory $memory)))
+(core func $log (canon lower (func $logging "log-warn") (memory $memory)))
+(core instance $host
+  (export "get-stdout" (func $get-stdout)) (export "get-stderr" (func $get-stderr))
+  (export "write" (func $write)) (export "log" (func $log)))
+(core module $module
+  (import "support" "memory" (memory 1))
+  (import "support" "respond" (func $respond (param i32 i32 i32) (result i32)))
+  (import "host" "get-stdout" (func $get-stdout (result i32)))
+  (import "host" "get-stderr" (func $get-stderr (result i32)))
+  (import "host" "write" (func $write (param i32 i32 i32 i32)))
+  (import "host" "log" (func $log (param i32 i32)))
+  (func (export "handler") (param $request i32) (result i32)
+    (local $at i32) (local $end i32) (local $kind i32) (local $length i32) (local $stdout i32) (local $stderr i32)
+    (local.set $at (i32.load offset=80 (local.get $request)))
+    (local.set $end (i32.add (local.get $at) (i32.load offset=84 (local.get $request))))
+    (local.set $stdout (call $get-stdout))
+    (local.set $stderr (call $get-stderr))
+    (block $done
+      (loop $more
+        (br_if $done (i32.ge_u (local.get $at) (local.get $end)))
+        (local.set $kind (i32.load8_u (local.get $at)))
+        (local.set $length (i32.load16_u offset=1 (local.get $at)))
+        (local.set $at (i32.add (local.get $at) (i32.const 3)))
+        (if (i32.eq (local.get $kind) (i32.const 1))
+          (then (call $write (local.get $stdout) (local.get $at) (local.get $length) (i32.const 512))))
+        (if (i32.eq (local.get $kind) (i32.const 2))
+          (then (call $write (local.get $stderr) (local.get $at) (local.get $length) (i32.const 512))))
+        (if (i32.eq (local.get $kind) (i32.const 3)) (then (call $log (local.get $at) (local.get $length))))
+        (if (i32.eq (local.get $kind) (i32.const 4)) (then (loop $for-ever (br $for-ever))))
+        (if (i32.eq (local.get $kind) (i32.const 5)) (then unreachable))
+        (local.set $at (i32.add (local.get $at) (local.get $length)))
+        (br $more)))
+    (call $respond (i32.const 200) (i32.const 64) (i32.const 0))))
+(core instance $guest (instantiate $module (with "support" (instance $support)) (with "host" (instance $host))))
