@@ -166,7 +166,7 @@ async def open_daemon(settings: RunnerdSettings, *, cell: Cell, link: Link | Non
         ops_port = 0
         if link is None:
             ops = OpsServer(
-                OpsApp(render_metrics=ready.render, is_ready=ready.ask),
+                OpsApp(render_metrics=ready.render, is_ready=ready.ask, tokens=settings.ops.read_tokens()),
                 host=host_of(settings.ops.address),
                 port=port_of(settings.ops.address),
             )

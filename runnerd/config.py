@@ -24,6 +24,10 @@ from registry.tokens import GATEWAY_AUDIENCE, RUNNER_AUDIENCE
 PREFIX: Final = "RUNNERD_"
 LEAST_REQUEST_BYTES_IN_FLIGHT: Final = 33 * MIB
 """One request at the ceiling must fit."""
+_MAX_TOKENS: Final = 4
+"""Old and new ones, while they are changed."""
+_MIN_TOKEN_BYTES: Final = 32
+_MAX_TOKEN_BYTES: Final = 1_024
 _ISSUER = Annotated[str, Field(min_length=1, max_length=255)]
 
 
@@ -72,6 +76,33 @@ class OpsSettings(_Section):
     """/metrics, /healthz and /readyz."""
 
     address: Address = "127.0.0.1:9464"
+    token_file: Path | None = None
+    """Bearer tokens that open /metrics, one a line; without it everybody who reaches the address may read them."""
+    is_open: bool = False
+    """Whether /metrics may be open to a network, without a token."""
+
+    def read_tokens(self) -> tuple[bytes, ...]:
+        """Read the tokens; none where there is no file.
+
+        Raises:
+            SettingsError: the file cannot be read, or a token in it is too easy to guess.
+        """
+        if self.token_file is None:
+            return ()
+        try:
+            with self.token_file.open("rb") as stream:
+                lines = stream.read(_MAX_TOKENS * _MAX_TOKEN_BYTES).split()
+        except OSError as error:
+            message = f"ops.token_file {self.token_file} cannot be read"
+            raise SettingsError(message) from error
+        if not 0 < len(lines) <= _MAX_TOKENS or not all(
+            _MIN_TOKEN_BYTES <= len(line) < _MAX_TOKEN_BYTES and line.isascii() for line in lines
+        ):
+            message = (
+                f"ops.token_file {self.token_file} must hold 1 to {_MAX_TOKENS} lines, each of {_MIN_TOKEN_BYTES} ASCII characters at least"
+            )
+            raise SettingsError(message)
+        return tuple(lines)
 
 
 class AssetsSettings(_Section):
@@ -342,6 +373,12 @@ class RunnerdSettings(BaseSettings):
         # SECURITY: a bearer token over plaintext is everybody's (T8).
         if grpc.tls_certificate_file is None and not is_loopback(host_of(grpc.address)):
             message = f"plaintext gRPC is refused on {grpc.address}; give a TLS certificate and key, or listen on loopback"
+            raise ValueError(message)
+        # SECURITY: metrics name the engine's version and the hardening, which is nobody's business on the network (T43).
+        if not (is_loopback(host_of(self.ops.address)) or self.ops.token_file or self.ops.is_open):
+            message = (
+                f"/metrics without a token is refused on {self.ops.address}; give ops.token_file, listen on loopback, or set ops.is_open"
+            )
             raise ValueError(message)
         if self.is_production and not self.require_hardening:
             message = "require_hardening=false needs ENV=development"

@@ -119,7 +119,7 @@ class Supervisor:
         settings = self._settings
         self._held = reserve(host_of(settings.grpc.address), port_of(settings.grpc.address))
         ops = OpsServer(
-            OpsApp(render_metrics=self._render, is_ready=self._is_ready),
+            OpsApp(render_metrics=self._render, is_ready=self._is_ready, tokens=settings.ops.read_tokens()),
             host=host_of(settings.ops.address),
             port=port_of(settings.ops.address),
         )

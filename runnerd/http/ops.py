@@ -1,7 +1,8 @@
 """GET /metrics, /healthz and /readyz on a listener of their own (DESIGN §10, T43).
 
-Loopback by default: metrics name engine version and hardening, which is nobody's business on the network. uvicorn runs without its own
-signal handling (N25): this listener stops last, and answers 503 on /readyz while the daemon drains.
+Loopback by default: metrics name engine version and hardening, which is nobody's business on the network. Elsewhere they need a bearer
+token; the probes say one word and need none, because a kubelet has none. uvicorn runs without its own signal handling (N25): this
+listener stops last, and answers 503 on /readyz while the daemon drains.
 
 Live: the event loop turns. Ready: the daemon can execute something, with a worker alive and not draining; never "the database is up" (T38).
 """
@@ -9,8 +10,9 @@ Live: the event loop turns. Ready: the daemon can execute something, with a work
 from __future__ import annotations
 
 import asyncio
+import hmac
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -29,11 +31,19 @@ class OpsApp:
     Args:
         render_metrics: returns all series in Prometheus' text form.
         is_ready: tells whether the daemon takes calls.
+        tokens: any of them opens the metrics; without one they are open.
     """
 
-    def __init__(self, *, render_metrics: Callable[[], Awaitable[bytes]], is_ready: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(
+        self,
+        *,
+        render_metrics: Callable[[], Awaitable[bytes]],
+        is_ready: Callable[[], Awaitable[bool]],
+        tokens: Sequence[bytes] = (),
+    ) -> None:
         self._render_metrics = render_metrics
         self._is_ready = is_ready
+        self._tokens = tokens
 
     async def __call__(self, scope: Mapping[str, Any], _receive: Receive, send: Send) -> None:
         """Answer one request. Its body is never read."""
@@ -43,6 +53,8 @@ class OpsApp:
             await _answer(send, 405, b"method not allowed\n", scope)
             return
         match scope["path"]:
+            case "/metrics" if not self._may_read(scope):
+                await _answer(send, 401, b"a bearer token is needed\n", scope, challenge=True)
             case "/metrics":
                 await _answer(send, 200, await self._render_metrics(), scope, content_type=_METRICS)
             case "/healthz":
@@ -53,14 +65,29 @@ class OpsApp:
             case _:
                 await _answer(send, 404, b"not found\n", scope)
 
+    def _may_read(self, scope: Mapping[str, Any]) -> bool:
+        if not self._tokens:
+            return True
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        if len(given) != 1:
+            return False
+        scheme, _, token = given[0].partition(b" ")
+        # SECURITY: every token is compared, each in a time that does not depend on where they differ.
+        matches = [hmac.compare_digest(token.strip(), known) for known in self._tokens]
+        return scheme.lower() == b"bearer" and any(matches)
 
-async def _answer(send: Send, status: int, body: bytes, scope: Mapping[str, Any], *, content_type: bytes = _TEXT) -> None:
+
+async def _answer(  # noqa: PLR0913 - an answer's parts
+    send: Send, status: int, body: bytes, scope: Mapping[str, Any], *, content_type: bytes = _TEXT, challenge: bool = False
+) -> None:
     headers = [
         (b"content-type", content_type),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
         (b"x-content-type-options", b"nosniff"),
     ]
+    if challenge:
+        headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 

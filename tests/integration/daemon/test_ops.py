@@ -17,8 +17,9 @@ async def fetch(port: int, request: bytes) -> tuple[int, bytes]:
     return int(answer.split()[1]), answer
 
 
-def get(path: str, method: str = "GET") -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+def get(path: str, method: str = "GET", *headers: str) -> bytes:
+    lines = "".join(f"{header}\r\n" for header in headers)
+    return f"{method} {path} HTTP/1.1\r\nHost: x\r\n{lines}Connection: close\r\n\r\n".encode()
 
 
 async def test_ops_endpoints__answer_and_nothing_else() -> None:
@@ -46,5 +47,44 @@ async def test_ops_endpoints__answer_and_nothing_else() -> None:
             assert (await fetch(port, get(path)))[0] == 404
         assert (await fetch(port, get("/metrics", "POST")))[0] == 405
         assert (await fetch(port, b"nonsense\r\n\r\n"))[0] == 400
+    finally:
+        await server.aclose()
+
+
+async def test_metrics__with_tokens__need_one_and_the_probes_none() -> None:
+    async def render_metrics() -> bytes:
+        return b"extrunner_x 1\n"
+
+    async def is_ready() -> bool:
+        return True
+
+    old, new = b"o" * 32, b"n" * 32
+    server = OpsServer(OpsApp(render_metrics=render_metrics, is_ready=is_ready, tokens=(old, new)), host="127.0.0.1", port=0)
+    port = await server.start()
+    try:
+        for path in ("/healthz", "/readyz"):
+            assert (await fetch(port, get(path)))[0] == 200
+        for token in (old, new):
+            for scheme in ("Bearer", "bearer"):
+                status, answer = await fetch(port, get("/metrics", "GET", f"Authorization: {scheme} {token.decode()}"))
+                assert status == 200
+                assert b"extrunner_x 1" in answer
+        good = f"Authorization: Bearer {new.decode()}"
+        for headers in (
+            (),
+            ("Authorization:",),
+            ("Authorization: Bearer",),
+            (f"Authorization: Basic {new.decode()}",),
+            (f"Authorization: {new.decode()}",),
+            (f"Authorization: Bearer {'n' * 31}",),
+            (f"Authorization: Bearer {'n' * 33}",),
+            ("Authorization: Bearer \xff",),
+            (good, good),
+        ):
+            for method in ("GET", "HEAD"):
+                status, answer = await fetch(port, get("/metrics", method, *headers))
+                assert status == 401, headers
+                assert b"extrunner_x" not in answer
+                assert b"www-authenticate: Bearer" in answer
     finally:
         await server.aclose()

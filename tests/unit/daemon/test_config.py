@@ -47,6 +47,11 @@ def test_smallest_environment__has_the_careful_defaults(environment: dict[str, s
         ("RUNNERD_GRPC__ADDRESS", "runner.internal:50051", "plaintext"),
         ("RUNNERD_GRPC__ADDRESS", "50051", "host:port"),
         ("RUNNERD_GRPC__ADDRESS", "127.0.0.1:99999", "host:port"),
+        ("RUNNERD_OPS__ADDRESS", "0.0.0.0:9464", "token"),
+        ("RUNNERD_OPS__ADDRESS", "[::]:9464", "token"),
+        ("RUNNERD_OPS__ADDRESS", "ops.internal:9464", "token"),
+        ("RUNNERD_EVENTS__PER_INVOCATION", "-1", "per_invocation"),
+        ("RUNNERD_EVENTS__DATA_BYTES", str(MIB + 1), "data_bytes"),
         ("RUNNERD_GRPC__TLS_KEY_FILE", "/key.pem", "belong together"),
         ("RUNNERD_REQUIRE_HARDENING", "false", "development"),
         ("RUNNERD_DATABASE__URL", SECRET, "either"),
@@ -111,6 +116,29 @@ def test_embedded_database__is_refused_in_production(environment: dict[str, str]
     monkeypatch.setenv("RUNNERD_DATABASE__URL", EMBEDDED)
     with pytest.raises(SettingsError, match="embedded"):
         load()
+
+
+@pytest.mark.parametrize("mode", ["development", "production"])
+def test_operations__open_to_a_network__needs_a_token_or_a_decision(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str
+) -> None:
+    monkeypatch.setenv("ENV", mode)
+    monkeypatch.setenv("RUNNERD_OPS__ADDRESS", "0.0.0.0:9464")
+    with pytest.raises(SettingsError, match="token_file"):
+        load()
+    monkeypatch.setenv("RUNNERD_OPS__IS_OPEN", "true")
+    assert load().ops.read_tokens() == ()
+    monkeypatch.delenv("RUNNERD_OPS__IS_OPEN")
+    monkeypatch.setenv("RUNNERD_OPS__TOKEN_FILE", str(tmp_path / "token"))
+    settings = load()
+    for content in (None, "", "short", "x" * 31, "x" * 1024, ("x" * 32 + "\n") * 5, "ä" * 32):
+        if content is not None:
+            (tmp_path / "token").write_text(content)
+        with pytest.raises(SettingsError) as refused:
+            settings.ops.read_tokens()
+        assert "xxxx" not in str(refused.value)
+    (tmp_path / "token").write_text("x" * 32 + "\n" + "y" * 40 + "\n")
+    assert settings.ops.read_tokens() == (b"x" * 32, b"y" * 40)
 
 
 def test_address__is_taken_apart() -> None:
