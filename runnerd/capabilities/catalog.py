@@ -279,11 +279,12 @@ _MEASURED: dict[str, object] = {"error": METRIC_ERROR, "denied": "denied", "effe
 _KV: dict[str, object] = {"error": KV_ERROR, "denied": "denied"}
 _CLIENTS: dict[str, object] = {"error": CLIENT_READ_ERROR, "denied": "not-allowed"}
 _SERVICES: dict[str, object] = {"error": SERVICE_READ_ERROR, "denied": "not-allowed"}
+_NOBODY: dict[str, object] = dict.fromkeys(CONTEXT_DATA.keys) | {"tenant_id": "", "extension_id": ""}
 _USER: dict[str, object] = {"error": USER_ERROR, "denied": "not-allowed"}
 
 # fmt: off
 FUNCTIONS: tuple[HostFunction, ...] = (
-    _function(1, f"{_ALGA}context.get-context", (), "context.read", result=CONTEXT_DATA, local=True),
+    _function(1, f"{_ALGA}context.get-context", (), "context.read", result=CONTEXT_DATA, denied=_NOBODY, local=True),
     _function(2, f"{_ALGA}secrets.get", _KEY, "secrets.get", result=TEXT, error=SECRET_ERROR, denied="denied"),
     _function(3, f"{_ALGA}secrets.list-keys", (), "secrets.get", result=ListOf(TEXT), denied=[]),
     _function(4, f"{_ALGA}http.fetch", (("request", HTTP_REQUEST),), "http.fetch", result=HTTP_RESPONSE, error=HTTP_ERROR,

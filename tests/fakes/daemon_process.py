@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from registry.domain.digests import ContentHash, content_hash
 from registry.migrations.roles import RUNNER
 from registry.provenance.dev_trust import DevTrust
 from registry.provenance.verifier import BundleVerifier, load_trust_domains
+from registry.repositories.installs import InstallView
 from registry.services.installing import InstallService
 from registry.services.publishers import PublisherService
 from registry.services.publishing import PublishingService
@@ -76,19 +77,34 @@ async def pieces(data: bytes) -> AsyncIterator[bytes]:
 async def make_machine(folder: Path, urls: Mapping[str, str], database: Database) -> Machine:
     prepare(folder, urls[RUNNER])
     trust = DevTrust.init(folder / "trust")
-    verifier = BundleVerifier(load_trust_domains(trust.trust_domains_path, environment="development"))
     publishers = PublisherService(database)
     await publishers.create("example", "operator")
     await publishers.add_signer("example", trust.signer(ALICE), "operator")
-    store = LocalBundleStore(folder / "bundles")
-    publishing = PublishingService(database=database, store=store, verifier=verifier, work_dir=folder / "work", warm=None)
-    hashes = {}
+    machine = Machine(folder=folder, urls=urls, hashes={})
     for name, code in (("hello", HELLO), ("loop", LOOP)):
-        archive = make_bundle({"dist/main.wasm": component(code)}, name=f"com.example.{name}")
-        hashes[name] = content_hash(archive)
-        await publishing.publish(pieces(archive), trust.sign(hashes[name], ALICE), actor="test")
-        await InstallService(database).install(TENANT, f"com.example.{name}", granted=["storage.kv"], actor="test")
-    return Machine(folder=folder, urls=urls, hashes=hashes)
+        await add_extension(machine, database, name, component(code))
+    return machine
+
+
+async def add_extension(
+    machine: Machine,
+    database: Database,
+    name: str,
+    wasm: bytes,
+    *,
+    capabilities: Sequence[str] = ("storage.kv",),
+    granted: Sequence[str] | None = None,
+) -> InstallView:
+    """Publish com.example.<name> and install it for the tenant, with every capability that it asks for unless fewer are granted."""
+    trust = DevTrust.open(machine.folder / "trust")
+    verifier = BundleVerifier(load_trust_domains(trust.trust_domains_path, environment="development"))
+    store = LocalBundleStore(machine.folder / "bundles")
+    publishing = PublishingService(database=database, store=store, verifier=verifier, work_dir=machine.folder / "work", warm=None)
+    archive = make_bundle({"dist/main.wasm": wasm}, name=f"com.example.{name}", capabilities=list(capabilities))
+    machine.hashes[name] = content_hash(archive)
+    await publishing.publish(pieces(archive), trust.sign(machine.hashes[name], ALICE), actor="test")
+    wanted = capabilities if granted is None else granted
+    return await InstallService(database).install(TENANT, f"com.example.{name}", granted=wanted, actor="test")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,18 +120,23 @@ class Running:
     def metadata(self, user: str | None = None) -> list[tuple[str, str]]:
         keys = self.machine.folder / "keys"
         service = TokenMinter(keys / "services.private.jwk", issuer=ISSUER, audience=RUNNER_AUDIENCE)
-        token = service.mint("test", ttl_seconds=60, scope="execute warm info", tenants=[TENANT])
+        token = service.mint("test", ttl_seconds=60, scope="execute warm info trigger:event", tenants=[TENANT])
         pairs = [("authorization", f"Bearer {token}")]
         if user is not None:
             minter = TokenMinter(keys / "users.private.jwk", issuer=ISSUER, audience=GATEWAY_AUDIENCE)
             pairs.append(("x-extrunner-subject-token", minter.mint(user, ttl_seconds=60, tenant=TENANT, roles=["ext:invoke"])))
         return pairs
 
-    async def execute(self, name: str, *, tenant: str = TENANT, user: str | None = None, wall_ms: int = 0) -> Any:
+    async def execute(
+        self, name: str, *, tenant: str = TENANT, user: str | None = None, wall_ms: int = 0, follows: str | None = None
+    ) -> Any:
+        """Call an extension; `follows` is the id of the event that leads to it, empty where an event does that nobody names."""
         request = execution_pb2.ExecuteRequest(
             context=execution_pb2.Context(request_id="req-1", tenant_id=tenant, extension_id=f"com.example.{name}"),
             http=execution_pb2.HttpRequest(method="GET", path="/notes"),
         )
+        if follows is not None:
+            request.trigger, request.event_id = execution_pb2.TRIGGER_EVENT, follows
         if wall_ms:
             request.limits.wall_time.FromMilliseconds(wall_ms)
         return await self.stub.Execute(request, metadata=self.metadata(user), timeout=60)

@@ -1,0 +1,40 @@
+;; Adds 1 to 450 counters with names that nobody chose, and to one counter with 450 labels that nobody chose. Answers 200.
+(import "wasi:random/random@0.2.9" (instance $random (export "get-random-u64" (func (result u64)))))
+(import "extrunner:host/metrics@0.1.0" (instance $metrics
+  (type $label' (record (field "name" string) (field "value" string))) (export "label" (type $label (eq $label')))
+  (type $error' (enum "invalid" "denied" "quota-exceeded" "internal")) (export "metric-error" (type $error (eq $error')))
+  (export "counter-add" (func (param "name" string) (param "value" f64) (param "labels" (list $label)) (result (result (error $error)))))))
+(core func $any (canon lower (func $random "get-random-u64")))
+(core func $add (canon lower (func $metrics "counter-add") (memory $memory)))
+(core instance $host (export "any" (func $any)) (export "add" (func $add)))
+(core module $module
+  (import "support" "memory" (memory 1))
+  (import "support" "respond" (func $respond (param i32 i32 i32) (result i32)))
+  (import "host" "any" (func $any (result i64)))
+  (import "host" "add" (func $add (param i32 i32 f64 i32 i32 i32)))
+  (data (i32.const 64) "extrunner_")
+  (data (i32.const 96) "user")
+  ;; 16 letters of a number, at an address.
+  (func $letters (param $at i32) (param $number i64)
+    (local $end i32)
+    (local.set $end (i32.add (local.get $at) (i32.const 16)))
+    (loop $more
+      (i32.store8 (local.get $at) (i32.add (i32.const 97) (i32.wrap_i64 (i64.and (local.get $number) (i64.const 15)))))
+      (local.set $number (i64.shr_u (local.get $number) (i64.const 4)))
+      (br_if $more (i32.lt_u (local.tee $at (i32.add (local.get $at) (i32.const 1))) (local.get $end)))))
+  (func (export "handler") (param i32) (result i32)
+    (local $left i32)
+    ;; The one label: its name at 96, its value at 128.
+    (i32.store (i32.const 160) (i32.const 96))
+    (i32.store (i32.const 164) (i32.const 4))
+    (i32.store (i32.const 168) (i32.const 128))
+    (i32.store (i32.const 172) (i32.const 16))
+    (local.set $left (i32.const 450))
+    (loop $more
+      (call $letters (i32.const 74) (call $any))
+      (call $add (i32.const 64) (i32.const 26) (f64.const 1) (i32.const 0) (i32.const 0) (i32.const 192))
+      (call $letters (i32.const 128) (call $any))
+      (call $add (i32.const 96) (i32.const 4) (f64.const 1) (i32.const 160) (i32.const 1) (i32.const 192))
+      (br_if $more (local.tee $left (i32.sub (local.get $left) (i32.const 1)))))
+    (call $respond (i32.const 200) (i32.const 64) (i32.const 0))))
+(core instance $guest (instantiate $module (with "support" (instance $support)) (with "host" (instance $host))))

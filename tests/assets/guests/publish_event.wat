@@ -1,0 +1,21 @@
+;; Publishes the event "note.added" and answers 200 with its id, or 500 plus the number of the error case.
+(import "extrunner:host/events@0.1.0" (instance $events
+  (type $event' (record (field "topic" string) (field "content-type" string) (field "data" (list u8)) (field "key" (option string))))
+  (export "event" (type $event (eq $event')))
+  (type $error' (enum "invalid" "denied" "too-large" "quota-exceeded" "internal")) (export "event-error" (type $error (eq $error')))
+  (export "publish" (func (param "event" $event) (result (result string (error $error)))))))
+(core func $publish (canon lower (func $events "publish") (memory $memory) (realloc $realloc)))
+(core instance $host (export "publish" (func $publish)))
+(core module $module
+  (import "support" "memory" (memory 1))
+  (import "support" "respond" (func $respond (param i32 i32 i32) (result i32)))
+  (import "host" "publish" (func $publish (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32)))
+  (data (i32.const 64) "note.added")
+  (data (i32.const 80) "text/plain")
+  (func (export "handler") (param i32) (result i32)
+    (call $publish (i32.const 64) (i32.const 10) (i32.const 80) (i32.const 10) (i32.const 64) (i32.const 4)
+      (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 128))
+    (if (result i32) (i32.load8_u (i32.const 128))
+      (then (call $respond (i32.add (i32.const 500) (i32.load8_u (i32.const 132))) (i32.const 64) (i32.const 0)))
+      (else (call $respond (i32.const 200) (i32.load (i32.const 132)) (i32.load (i32.const 136)))))))
+(core instance $guest (instantiate $module (with "support" (instance $support)) (with "host" (instance $host))))
