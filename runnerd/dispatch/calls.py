@@ -36,6 +36,8 @@ LOG_STREAMS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 """What a worker calls a line → its stream and level in the execution log."""
 MAX_LOG_LINE_BYTES = 8 * 1024
+MAX_DENIALS = 32
+"""Explanations that one call leaves: a guest may ask a thousand hosts for which there is a word each."""
 _LOG_SLACK = 2
 """A worker enforces the log limits itself; one that sends twice as much is not ours any more."""
 
@@ -50,8 +52,15 @@ class CallNotes:
 
     log: list[Mapping[str, str]] = field(default_factory=list)
     """In order: level, stream, message, offset_us (since the worker began), and truncated where it was cut."""
-    denials: dict[str, Mapping[str, str]] = field(default_factory=dict)
-    """Capability → explanation of the broker's, or empty where the worker answered itself."""
+    ungranted: set[str] = field(default_factory=set)
+    """Capabilities that are not in force and were called; the worker answered."""
+    denials: list[Mapping[str, str]] = field(default_factory=list)
+    """What capabilities that are in force were refused, explained by the broker; each once, at most `MAX_DENIALS`."""
+
+    def explain(self, denial: Mapping[str, str]) -> None:
+        """Keep an explanation, unless it is kept already or there are enough."""
+        if len(self.denials) < MAX_DENIALS and denial not in self.denials:
+            self.denials.append(denial)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -237,10 +246,10 @@ class CallTable:
             message = "a Log frame with nothing in it"
             raise ViolationError(message)
         for capability in said.denied_capabilities:
-            if capability not in KNOWN or capability in call.grant.capabilities or capability in call.notes.denials:
+            if capability not in KNOWN or capability in call.grant.capabilities or capability in call.notes.ungranted:
                 message = "a denied capability that does not exist, is in force, or was said before"
                 raise ViolationError(message)
-            call.notes.denials[capability] = {}
+            call.notes.ungranted.add(capability)
         for line in said.lines:
             size = len(line.message.encode())
             call.log_lines += 1

@@ -320,7 +320,7 @@ class Executor:
         self._hand_on(prepared, _record(prepared, started_at, _ERROR, usage, reason=str(reason)))
 
     def _hand_on(self, prepared: _Prepared, record: ExecutionRecord) -> None:
-        for capability in prepared.notes.denials:
+        for capability in prepared.notes.ungranted:
             self._metrics.denial(capability)
         try:
             self._recorder.record(record)
@@ -402,7 +402,7 @@ def _record(  # noqa: PLR0913 - the keywords are the facts that only some calls 
         host_calls=usage.host_calls,
         egress_request_bytes=usage.egress_request_bytes,
         egress_response_bytes=usage.egress_response_bytes,
-        denials=tuple(explained or _denial(install, capability) for capability, explained in notes.denials.items()),
+        denials=(*(_denial(install, capability) for capability in sorted(notes.ungranted)), *notes.denials),
         log=tuple(notes.log),
     )
 

@@ -47,7 +47,7 @@ class HostCallDesk:
         result, word = await self._brokered(asked)
         self._metrics.host_call(function.capability, word)
         if result.denial is not None:
-            call.notes.denials[function.capability] = result.denial
+            call.notes.explain(result.denial)
         return _reply(function, result)
 
     def violation(self) -> None:

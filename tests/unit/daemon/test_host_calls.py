@@ -13,7 +13,7 @@ from runnerd.capabilities.catalog import FUNCTIONS, HostFunction
 from runnerd.capabilities.grants import InvocationGrant
 from runnerd.capabilities.results import HostResult, succeeded
 from runnerd.capabilities.values import reply_from_wire
-from runnerd.dispatch.calls import CallTable, HostCallRequested
+from runnerd.dispatch.calls import MAX_DENIALS, CallTable, HostCallRequested
 from runnerd.dispatch.host_calls import HostCallDesk, failure_of
 from runnerd.telemetry.metrics import Metrics
 from tests.fakes.dispatch_kit import make_extension, make_install
@@ -91,4 +91,13 @@ async def test_denial__is_kept_for_the_record() -> None:
     asked = request(function)
     payload = await HostCallDesk(Answers(HostResult(error="denied", denial=explanation)), Metrics()).answer(asked)
     assert read(function, payload)[1] == "denied"
-    assert asked.call.notes.denials == {function.capability: explanation}
+    assert asked.call.notes.denials == [explanation]
+
+
+async def test_denials__of_one_call__are_each_kept_once_and_bounded() -> None:
+    function = BROKERED[0]
+    asked = request(function)
+    for number in (*range(100), *range(100)):
+        explanation = {"capability": "cap:http.fetch", "why": "host", "change": f"host {number}"}
+        await HostCallDesk(Answers(HostResult(error="denied", denial=explanation)), Metrics()).answer(asked)
+    assert [denial["change"] for denial in asked.call.notes.denials] == [f"host {number}" for number in range(MAX_DENIALS)]
