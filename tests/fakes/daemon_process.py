@@ -120,7 +120,7 @@ class Running:
     def metadata(self, user: str | None = None) -> list[tuple[str, str]]:
         keys = self.machine.folder / "keys"
         service = TokenMinter(keys / "services.private.jwk", issuer=ISSUER, audience=RUNNER_AUDIENCE)
-        token = service.mint("test", ttl_seconds=60, scope="execute warm info trigger:event", tenants=[TENANT])
+        token = service.mint("test", ttl_seconds=60, scope="execute warm info trigger:event assert-user", tenants=[TENANT])
         pairs = [("authorization", f"Bearer {token}")]
         if user is not None:
             minter = TokenMinter(keys / "users.private.jwk", issuer=ISSUER, audience=GATEWAY_AUDIENCE)

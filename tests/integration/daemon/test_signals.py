@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Mapping
 from typing import Any
 
 import psycopg
 
+from extrunner.runner.v1 import execution_pb2
 from registry.database import Database
 from registry.domain.measurements import MAX_NAMES, MAX_SERIES
 from registry.migrations.roles import OWNER, libpq_conninfo
@@ -79,3 +81,36 @@ async def test_ungranted__is_denied_explained_and_counted(machine: Machine, admi
     assert record is not None
     assert [(denial["capability"], denial["why"]) for denial in record.denials] == [("cap:events.emit", "not_granted")]
     assert "grants" in record.denials[0]["change"]
+
+
+async def test_personal_data__of_a_call__stands_in_the_guests_own_log_and_nowhere_else(
+    machine: Machine, admin_database: Database, database_urls: Mapping[str, str]
+) -> None:
+    """T42: at DEBUG, too, the daemon's log and metrics repeat nothing of what a user is, sends or has logged by an extension."""
+    await add_extension(machine, admin_database, "talker", component("talk"), capabilities=["user.read"])
+    said, unsaid = b"MARK-said", b"MARK-body"
+    body = b"".join(struct.pack("<BH", kind, len(text)) + text for kind, text in ((3, said), (0, unsaid), (1, said), (2, said)))
+    user = execution_pb2.User(user_id="u-1", email="MARK-email@example.com", name="MARK-name", client_name="MARK-client")
+    user.additional_fields["MARK-field"] = "MARK-value"
+    request = execution_pb2.ExecuteRequest(
+        context=execution_pb2.Context(request_id="req-1", tenant_id=TENANT, extension_id="com.example.talker", user=user),
+        http=execution_pb2.HttpRequest(method="POST", path="/MARK-path", query="q=MARK-query", body=body),
+    )
+    request.http.headers.add(name="user-agent", value="MARK-header")
+    async with started(machine, RUNNERD_LOG_LEVEL="DEBUG") as daemon:
+        answer = await daemon.stub.Execute(request, metadata=daemon.metadata(), timeout=60)
+        assert answer.completed.status == 200
+        trapped = execution_pb2.ExecuteRequest()
+        trapped.CopyFrom(request)
+        trapped.http.body = body + struct.pack("<BH", 5, 0)
+        assert (await daemon.stub.Execute(trapped, metadata=daemon.metadata(), timeout=60)).HasField("trapped")
+        assert "MARK" not in await daemon.get("/metrics")
+    assert any(line["event"] == "execution" for line in daemon.lines)
+    assert "MARK" not in json.dumps(daemon.lines)
+    with psycopg.connect(libpq_conninfo(database_urls[OWNER])) as connection:
+        rows = [row[0] for row in connection.execute("select to_jsonb(l) from extension_execution_log l").fetchall()]
+    assert len(rows) == 2
+    for row in rows:
+        assert [line["message"] for line in row.pop("log")] == ["MARK-said"] * 3
+        assert row["user_id"] == "u-1"
+        assert "MARK" not in json.dumps(row)
