@@ -1,4 +1,4 @@
-"""`extctl db`: the schema and the roles. The only verbs that talk to PostgreSQL themselves.
+"""`extctl db`: the schema, the roles, and what goes because it is old. The only verbs that talk to PostgreSQL themselves.
 
 A database URL holds a password and is therefore taken from a file, from EXTCTL_DATABASE_URL, or from a development machine's state;
 never from the command line, which everybody on the machine can read.
@@ -6,6 +6,7 @@ never from the command line, which everybody on the machine can read.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Annotated, Final
@@ -16,8 +17,10 @@ from registry import migrations
 from registry.cli.options import DEFAULT_STATE_FOLDER, JsonOption, StateOption
 from registry.cli.output import Progress, UnavailableError, UsageError, endings, file_errors, result
 from registry.cli.state import read_json, state_at
+from registry.database import Database, UnsafeDatabaseRoleError
 from registry.embedded_postgres import EmbeddedPostgresError, read_urls
-from registry.migrations.roles import DATABASE, OWNER, ROLES, RoleSetupError, create_roles
+from registry.migrations.roles import DATABASE, MAINTENANCE, OWNER, ROLES, RoleSetupError, create_roles
+from registry.services.retention import EVENT_DAYS, RetentionService
 
 URL_VARIABLE: Final = "EXTCTL_DATABASE_URL"
 _MAX_URL_CHARACTERS: Final = 4096
@@ -27,7 +30,7 @@ UrlFileOption = Annotated[
     typer.Option("--url-file", metavar="FILE", help=f"File that holds the database URL. Otherwise {URL_VARIABLE}, otherwise --state."),
 ]
 
-db = typer.Typer(no_args_is_help=True, help="The database's schema and roles (as their owner, never as a serving process).")
+db = typer.Typer(no_args_is_help=True, help="The database: its schema and roles, as their owner, and what goes because it is old.")
 
 
 @db.command("upgrade")
@@ -40,7 +43,7 @@ def upgrade(
 ) -> None:
     """Bring the schema to the newest revision, in one transaction."""
     with endings(as_json=as_json), file_errors():
-        url = _owner_url(url_file, state)
+        url = _url_of(OWNER, url_file, state)
         try:
             with Progress("upgrading the schema"):
                 reached = migrations.upgrade(url, revision)
@@ -54,7 +57,7 @@ def current(*, url_file: UrlFileOption = None, state: StateOption = DEFAULT_STAT
     """Say which revision the schema has, and which is the newest. Exit code 1 where they differ."""
     with endings(as_json=as_json), file_errors():
         try:
-            found, newest = migrations.current(_owner_url(url_file, state)), migrations.head()
+            found, newest = migrations.current(_url_of(OWNER, url_file, state)), migrations.head()
         except migrations.MigrationError as exc:
             raise UnavailableError(str(exc)) from exc
         text = f"at revision {found or '(empty)'}" + ("" if found == newest else f"; the newest is {newest}: run `extctl db upgrade`")
@@ -88,12 +91,41 @@ def make_roles(
         result({"database": database, "roles": list(ROLES)}, as_json=as_json, text=f"database {database}, roles {', '.join(ROLES)}")
 
 
-def _owner_url(url_file: Path | None, state: Path) -> str:
+@db.command("sweep")
+def sweep(
+    *,
+    event_days: Annotated[
+        int, typer.Option(min=1, max=3_650, help="Days that events of extensions are kept, delivered or not.")
+    ] = EVENT_DAYS,
+    url_file: UrlFileOption = None,
+    state: StateOption = DEFAULT_STATE_FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete what is past its retention, as ext_maintenance. Meant to run each hour; may be interrupted and repeated."""
+    with endings(as_json=as_json), file_errors():
+        url = _url_of(MAINTENANCE, url_file, state)
+        try:
+            with Progress("deleting what is old"):
+                events = asyncio.run(_sweep(url, event_days))
+        except UnsafeDatabaseRoleError as exc:
+            raise UsageError(str(exc)) from exc
+        result({"events": events}, as_json=as_json, text=f"deleted {events} events")
+
+
+async def _sweep(url: str, event_days: int) -> int:
+    database = await Database.connect(url, expected_role=MAINTENANCE, pool_size=1)
+    try:
+        return await RetentionService(database).sweep_events(days=event_days)
+    finally:
+        await database.aclose()
+
+
+def _url_of(role: str, url_file: Path | None, state: Path) -> str:
     given = _given_url(url_file)
     if given is not None:
         return given
     try:
-        return read_urls(state_at(state).postgres)[OWNER]
+        return read_urls(state_at(state).postgres)[role]
     except EmbeddedPostgresError as exc:
         message = f"No database: name --url-file, set {URL_VARIABLE}, or start a development machine ({exc})."
         raise UnavailableError(message) from exc

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,18 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from typer.testing import CliRunner
 
+from registry.cli.__main__ import app
 from registry.database import Database, _build_engine
+from registry.domain.errors import RefusalError
 from registry.domain.events import MAX_DATA_BYTES, MAX_DEPTH, EventLimits
 from registry.domain.ids import InstallId, new_id
 from registry.migrations.roles import MAINTENANCE, OWNER, RUNNER, libpq_conninfo
 from registry.repositories.installs import InstallView
 from registry.services.events import DepthExceededError, EventCase, EventContent, EventOutbox, EventRefusalError, Publisher
 from registry.services.installing import InstallService
+from registry.services.retention import RetentionService
 from tests.fakes.registry_rows import OTHER_TENANT, TENANT, UNKNOWN_ID, install, new_version, publish
 
 CONTENT = EventContent(topic="note.added", content_type="application/json", data=b'{"id": 1}', key="note-1")
@@ -192,6 +197,41 @@ async def test_install__gone_or_another_tenants__publishes_nothing(
     await InstallService(admin_database).uninstall(TENANT, publisher.install_id, purge=True, actor="ada")
     assert stored(database_urls) == []
     assert await refusal(outbox, publisher) is EventCase.DENIED
+
+
+async def test_sweep__takes_the_old_of_every_tenant_and_nothing_else(
+    outbox: EventOutbox, publisher: Publisher, admin_database: Database, database_urls: Mapping[str, str]
+) -> None:
+    theirs = publisher_of(await install(admin_database, OTHER_TENANT))
+    for one in (publisher, theirs):
+        for _ in range(3):
+            await outbox.publish(one, CONTENT)
+    with psycopg.connect(libpq_conninfo(database_urls[OWNER])) as connection:
+        connection.execute("update extension_event set published_at = now() - interval '7 days 1 minute' where sequence < 3")
+    maintenance = await Database.connect(database_urls[MAINTENANCE], expected_role=MAINTENANCE)
+    try:
+        retention = RetentionService(maintenance)
+        assert await retention.sweep_events(days=8) == 0
+        assert await retention.sweep_events(batch=3) == 4
+        assert await retention.sweep_events() == 0
+        with pytest.raises(RefusalError):
+            await retention.sweep_events(days=0)
+    finally:
+        await maintenance.aclose()
+    assert [(row["tenant_id"], row["sequence"]) for row in stored(database_urls)] == [(TENANT, 3), (OTHER_TENANT, 3)]
+    # The order goes on where it was.
+    await outbox.publish(publisher, CONTENT)
+    assert stored(database_urls)[1]["sequence"] == 4
+
+
+def test_sweep__as_a_verb__needs_the_role_for_it(database_urls: Mapping[str, str], tmp_path: Path) -> None:
+    (tmp_path / "url").write_text(database_urls[MAINTENANCE])
+    swept = CliRunner().invoke(app, ["db", "sweep", "--url-file", str(tmp_path / "url"), "--json"])
+    assert (swept.exit_code, json.loads(swept.output)) == (0, {"events": 0})
+    (tmp_path / "url").write_text(database_urls[OWNER])
+    refused = CliRunner().invoke(app, ["db", "sweep", "--url-file", str(tmp_path / "url")])
+    assert refused.exit_code == 2
+    assert "ext_maintenance" in refused.output
 
 
 async def test_database_away__is_internal(publisher: Publisher, tmp_path: Path) -> None:
