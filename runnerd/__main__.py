@@ -20,6 +20,7 @@ from registry.provenance.domains import TrustConfigurationError
 from runnerd.app import package_version, run, run_cell
 from runnerd.artifacts.keys import ArtifactKeyError
 from runnerd.assets.supervisor import AssetsStartError
+from runnerd.capabilities.platform.assembly import PlatformSettingsError
 from runnerd.cells.supervisor import CellStartError, supervise
 from runnerd.config import Cell, RunnerdSettings, SettingsError, load
 from runnerd.dispatch.capacity import cells_of
@@ -83,7 +84,7 @@ def _run(work: Coroutine[Any, Any, None]) -> int:
         # The cell has said why.
         _log.error("cannot_start", detail=str(error))
         return error.status if error.status in {EXIT_CANNOT_START, EXIT_BAD_SETTINGS, EXIT_NOT_HARDENED} else EXIT_CANNOT_START
-    except SettingsError as error:
+    except (PlatformSettingsError, SettingsError) as error:
         _log.error("bad_settings", detail=str(error))
         return EXIT_BAD_SETTINGS
     except NotHardenedError as error:

@@ -36,6 +36,7 @@ from runnerd.capabilities.broker import CapabilityBroker
 from runnerd.capabilities.events import events_handlers
 from runnerd.capabilities.handlers import Handler
 from runnerd.capabilities.metrics import metrics_handlers
+from runnerd.capabilities.platform.assembly import Platform, PlatformOptions
 from runnerd.capabilities.settings import settings_handlers
 from runnerd.capabilities.storage import storage_handlers
 from runnerd.capabilities.unavailable import unavailable_handlers
@@ -192,7 +193,9 @@ async def open_daemon(settings: RunnerdSettings, *, cell: Cell, link: Link | Non
         generations = await Generations.start(lambda: _factory(settings, cell), metrics)
         stack.push_async_callback(generations.aclose)
         breaker = CircuitBreaker(metrics)
-        desk = HostCallDesk(CapabilityBroker(_capabilities(settings, database, measurements)), metrics)
+        platform = _platform(settings)
+        stack.push_async_callback(platform.aclose)
+        desk = HostCallDesk(CapabilityBroker(_capabilities(settings, database, measurements, platform)), metrics)
         pool = _pool(settings, capacity, generations, desk=desk, breaker=breaker, metrics=metrics)
         stack.push_async_callback(pool.aclose)
         await pool.start()
@@ -238,7 +241,9 @@ async def open_daemon(settings: RunnerdSettings, *, cell: Cell, link: Link | Non
         )
 
 
-def _capabilities(settings: RunnerdSettings, database: Database, measurements: MeasurementRecorder) -> Iterable[Mapping[int, Handler]]:
+def _capabilities(
+    settings: RunnerdSettings, database: Database, measurements: MeasurementRecorder, platform: Platform
+) -> Iterable[Mapping[int, Handler]]:
     """Make every capability, with what is behind it."""
     return (
         settings_handlers(),
@@ -247,10 +252,30 @@ def _capabilities(settings: RunnerdSettings, database: Database, measurements: M
         unavailable_handlers("extrunner:host/kv"),
         unavailable_handlers("alga:extension/http"),
         unavailable_handlers("alga:extension/secrets"),
-        unavailable_handlers("alga:extension/ui-proxy", "alga:extension/invoicing", "alga:extension/clients", "alga:extension/services"),
+        *platform.handlers(),
         unavailable_handlers("alga:extension/scheduler"),
         metrics_handlers(measurements),
         events_handlers(EventOutbox(database, settings.events.limits), per_invocation=settings.events.per_invocation),
+    )
+
+
+def _platform(settings: RunnerdSettings) -> Platform:
+    platform = settings.platform
+    return Platform(
+        PlatformOptions(
+            base_url=platform.base_url,
+            token_file=platform.token_file,
+            proxy_base_url=platform.proxy_base_url,
+            proxy_token_file=platform.proxy_token_file,
+            ca_file=platform.ca_file,
+            production=settings.is_production,
+            connect_seconds=platform.connect_seconds,
+            call_seconds=platform.call_seconds,
+            calls=platform.calls,
+            calls_per_install=platform.calls_per_install,
+            answer_bytes=platform.answer_bytes,
+            proxy_answer_bytes=platform.proxy_answer_bytes,
+        )
     )
 
 

@@ -7,6 +7,7 @@ read or anything listens: an embedded database, plaintext gRPC away from loopbac
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -19,6 +20,7 @@ from registry.deployment import Environment, is_embedded_database, is_loopback, 
 from registry.domain.capabilities import KNOWN, normalise
 from registry.domain.events import EventLimits
 from registry.domain.limits import MIB, OPERATOR_CEILING, OPERATOR_DEFAULTS, ExecutionLimits, LimitWishes, clamp
+from registry.domain.paths import check_normal_form
 from registry.tokens import GATEWAY_AUDIENCE, RUNNER_AUDIENCE
 
 PREFIX: Final = "RUNNERD_"
@@ -235,6 +237,65 @@ class EventsSettings(_Section):
         return EventLimits(data_bytes=self.data_bytes, per_minute=self.per_minute, per_day=self.per_day, bytes_per_day=self.bytes_per_day)
 
 
+_BASE_URL = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?)(?::[0-9]{1,5})?(?P<path>/[^?#]*)?\Z")
+
+
+def _base_url(value: str) -> str:
+    found = _BASE_URL.match(value)
+    if found is None:
+        message = 'must be "https://host", with a port and a path where there is one, without user, query or fragment'
+        raise ValueError(message)
+    base = value.rstrip("/")
+    parts = urlsplit(base)
+    if parts.port == 0:
+        message = "port 0 is no port"
+        raise ValueError(message)
+    # SECURITY: tokens go there (T8).
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        message = f"plaintext HTTP is refused to {parts.hostname}; use https, or loopback"
+        raise ValueError(message)
+    if parts.path:
+        check_normal_form(parts.path)
+    return base
+
+
+BaseUrl = Annotated[str, Field(max_length=2048), AfterValidator(_base_url)]
+
+
+class PlatformSettings(_Section):
+    """The host platform, which answers ui-proxy, invoicing, clients and services. Without an address they are not offered."""
+
+    base_url: BaseUrl | None = None
+    """Its internal routes lie at `{base_url}/api/internal/`."""
+    token_file: Path | None = None
+    """Token that opens them, for `x-runner-auth`; read again when the file changes."""
+    proxy_base_url: BaseUrl | None = None
+    """Where ui-proxy's routes go, if not to `base_url`."""
+    proxy_token_file: Path | None = None
+    """Token for `x-runner-auth` of ui-proxy's routes; without it they carry none. Never the one above."""
+    ca_file: Path | None = None
+    """PEM: the only authorities whose certificates are believed; without it, those that browsers believe."""
+    connect_seconds: Annotated[float, Field(gt=0, le=5)] = 2.0
+    call_seconds: Annotated[float, Field(gt=0, le=5)] = 4.5
+    """Of one call in all; a host call ends after five seconds whatever stands here."""
+    calls: Annotated[int, Field(ge=1, le=4_096)] = 64
+    """At once."""
+    calls_per_install: Annotated[int, Field(ge=1, le=256)] = 4
+    answer_bytes: Annotated[int, Field(ge=4_096, le=8 * MIB)] = MIB
+    """Of an internal route."""
+    proxy_answer_bytes: Annotated[int, Field(ge=4_096, le=32 * MIB)] = 10 * MIB
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.base_url is None) != (self.token_file is None):
+            message = "platform.base_url and platform.token_file belong together"
+            raise ValueError(message)
+        if self.proxy_token_file is not None and self.base_url is None and self.proxy_base_url is None:
+            message = "platform.proxy_token_file needs platform.proxy_base_url or platform.base_url"
+            raise ValueError(message)
+        return self
+
+
 class LimitOverrides(_Section):
     """Limits of one execution that differ from the product's; see `registry.domain.limits.ExecutionLimits` for the units."""
 
@@ -311,6 +372,7 @@ class RunnerdSettings(BaseSettings):
     grpc: GrpcSettings = GrpcSettings()
     ops: OpsSettings = OpsSettings()
     events: EventsSettings = EventsSettings()
+    platform: PlatformSettings = PlatformSettings()
     assets: AssetsSettings = AssetsSettings()
     database: DatabaseSettings
     services: ServicesSettings
@@ -346,6 +408,7 @@ class RunnerdSettings(BaseSettings):
             "assets": self.assets.model_copy(update={"enabled": self.assets.enabled and cell.index == 0}),
             "database": self.database.model_copy(update={"pool_size": max(2, self.database.pool_size // count)}),
             "artifacts": self.artifacts.model_copy(update={"loaded_bytes": _share(self.artifacts.loaded_bytes, count)}),
+            "platform": self.platform.model_copy(update={"calls": _share(self.platform.calls, count)}),
             "admission": self.admission.model_copy(
                 update={name: _share(getattr(self.admission, name), count) for name in ("waiting", "running")}
             ),

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from registry.domain.ids import ExtensionId, InstallId, TenantId, VersionId
+from registry.domain.ids import ExtensionId, InstallId, TenantId, VersionId, new_id
+from runnerd.capabilities.writes import WriteLedger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,8 @@ class GuestUser:
     client_name: str = ""
     client_id: str | None = None
     additional_fields: Mapping[str, str] = field(default_factory=dict)
+    proven: bool = False
+    """By the user's own token; otherwise a service said so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,5 +47,7 @@ class InvocationGrant:
     """Whether an event led to it."""
     event_id: str | None = None
     """Which one, where the caller named it; how deep it is stands in the registry, not here."""
+    writes: WriteLedger = field(default_factory=lambda: WriteLedger(new_id()), compare=False)
+    """Keys of what it writes at the host platform."""
     used: Counter[str] = field(default_factory=Counter, compare=False)
     """How much it has used of what one invocation may use only so often, by a word of the capability's own."""

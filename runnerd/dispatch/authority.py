@@ -61,6 +61,7 @@ def _proven(caller: Caller, subject: UserToken, request: ExecutionRequest) -> Au
         user_type=subject.type or "",
         client_name=subject.client_name or "",
         client_id=subject.client_id,
+        proven=True,
     )
     asserted = request.asserted_user
     if asserted is not None:

@@ -31,6 +31,7 @@ from registry.logs import correlated
 from runnerd.artifacts.loaded import CompiledExtension
 from runnerd.capabilities.denials import explain_denial
 from runnerd.capabilities.grants import InvocationGrant
+from runnerd.capabilities.writes import WriteLedger
 from runnerd.dispatch.admission import Admission, Place
 from runnerd.dispatch.authority import Authority, authorise
 from runnerd.dispatch.breaker import CircuitBreaker, Passage, TenantVersion
@@ -365,7 +366,20 @@ def _grant(prepared: _Prepared, deadline: float) -> InvocationGrant:
         deadline=deadline,
         follows_event=prepared.request.trigger is Trigger.EVENT,
         event_id=prepared.request.event_id,
+        writes=WriteLedger(_origin(prepared)),
     )
+
+
+def _origin(prepared: _Prepared) -> str:
+    """Return what identifies an invocation to those who must recognise its repetition.
+
+    An event that is delivered again leads to the same invocation again; what has no event is repeated by nobody but this daemon, under the
+    same execution id.
+    """
+    install, request = prepared.install, prepared.request
+    if request.event_id is None:
+        return str(prepared.execution_id)
+    return f"event\n{install.tenant_id}\n{install.install_id}\n{request.event_id}\n{request.http.method}\n{request.http.path}"
 
 
 def _record(  # noqa: PLR0913 - the keywords are the facts that only some calls have

@@ -8,7 +8,7 @@ import pytest
 
 from registry.deployment import is_loopback
 from registry.domain.limits import MIB, OPERATOR_CEILING, OPERATOR_DEFAULTS
-from runnerd.config import SettingsError, host_of, load, port_of
+from runnerd.config import Cell, SettingsError, host_of, load, port_of
 from tests.fakes.daemon_settings import SECRET, smallest_environment
 
 EMBEDDED = "postgresql+psycopg://ext_runner:x@/extrunner?host=%2Ftmp%2Fextpg-abcd1234"
@@ -66,6 +66,20 @@ def test_smallest_environment__has_the_careful_defaults(environment: dict[str, s
         ("RUNNERD_CAPABILITY_CEILING", '["root"]', "unknown capability"),
         ("RUNNERD_ENVIRONMENT", "staging", "environment"),
         ("RUNNERD_LOG_LEVEL", "TRACE", "log_level"),
+        ("RUNNERD_PLATFORM__BASE_URL", "https://platform.example.com", "belong together"),
+        ("RUNNERD_PLATFORM__TOKEN_FILE", "/token", "belong together"),
+        ("RUNNERD_PLATFORM__PROXY_TOKEN_FILE", "/token", "needs"),
+        ("RUNNERD_PLATFORM__PROXY_BASE_URL", "http://platform.example.com", "plaintext"),
+        ("RUNNERD_PLATFORM__PROXY_BASE_URL", "http://127.0.0.1.example.com", "plaintext"),
+        ("RUNNERD_PLATFORM__PROXY_BASE_URL", "http://10.0.0.1:8080", "plaintext"),
+        ("RUNNERD_PLATFORM__PROXY_BASE_URL", "https://hunter2@platform.example.com", "https://host"),
+        ("RUNNERD_PLATFORM__PROXY_BASE_URL", "http://localhost\\@example.com", "https://host"),
+        ("RUNNERD_PLATFORM__PROXY_BASE_URL", "https://platform.example.com/?a=b", "https://host"),
+        ("RUNNERD_PLATFORM__PROXY_BASE_URL", "https://platform.example.com/a/../b", "segment"),
+        ("RUNNERD_PLATFORM__PROXY_BASE_URL", "https://platform.example.com:99999", "port"),
+        ("RUNNERD_PLATFORM__PROXY_BASE_URL", "file:///platform", "https://host"),
+        ("RUNNERD_PLATFORM__CALL_SECONDS", "5.1", "call_seconds"),
+        ("RUNNERD_PLATFORM__CALLS_PER_INSTALL", "0", "calls_per_install"),
     ],
 )
 def test_bad_setting__is_refused_by_name(
@@ -152,3 +166,22 @@ def test_settings__are_frozen_and_hide_the_password(environment: dict[str, str],
     assert "hunter2" not in repr(settings) + settings.model_dump_json()
     with pytest.raises(ValueError, match="frozen"):
         settings.log_level = "DEBUG"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("https://platform.example.com/", "https://platform.example.com"),
+        ("https://platform.example.com:8443/psa/", "https://platform.example.com:8443/psa"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+    ],
+)
+def test_platform__address_is_kept_without_its_last_slash(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, url: str, base: str
+) -> None:
+    monkeypatch.setenv("RUNNERD_PLATFORM__BASE_URL", url)
+    monkeypatch.setenv("RUNNERD_PLATFORM__TOKEN_FILE", "/token")
+    settings = load()
+    assert settings.platform.base_url == base
+    assert settings.share_of(Cell(index=1, count=4), grpc_port=1).platform.calls == settings.platform.calls // 4
