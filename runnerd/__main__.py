@@ -19,9 +19,9 @@ from registry.logs import configure_logs
 from registry.provenance.domains import TrustConfigurationError
 from runnerd.app import package_version, run, run_cell
 from runnerd.artifacts.keys import ArtifactKeyError
-from runnerd.assets.supervisor import AssetsStartError
 from runnerd.capabilities.platform.assembly import PlatformSettingsError
 from runnerd.cells.supervisor import CellStartError, supervise
+from runnerd.children.keeper import ChildStartError
 from runnerd.config import Cell, RunnerdSettings, SettingsError, load
 from runnerd.dispatch.capacity import cells_of
 from runnerd.dispatch.connection import NotHardenedError, UnusableWorkerError
@@ -92,7 +92,7 @@ def _run(work: Coroutine[Any, Any, None]) -> int:
         return EXIT_NOT_HARDENED
     except (
         ArtifactKeyError,
-        AssetsStartError,
+        ChildStartError,
         KeySetError,
         NotEnoughMemoryError,
         OSError,

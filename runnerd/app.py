@@ -33,8 +33,10 @@ from runnerd.artifacts.loader import ExtensionLoader, LoaderSettings
 from runnerd.artifacts.shared import Sharing, SharingSettings
 from runnerd.assets.supervisor import AssetsServer
 from runnerd.capabilities.broker import CapabilityBroker
+from runnerd.capabilities.egress_policy import EgressCeiling
 from runnerd.capabilities.events import events_handlers
 from runnerd.capabilities.handlers import Handler
+from runnerd.capabilities.http import FetchLimits, http_handlers
 from runnerd.capabilities.metrics import metrics_handlers
 from runnerd.capabilities.platform.assembly import Platform, PlatformOptions
 from runnerd.capabilities.settings import settings_handlers
@@ -44,7 +46,7 @@ from runnerd.capabilities.user import user_handlers
 from runnerd.cells.commands import Commands, ignore_signals
 from runnerd.cells.exposition import families
 from runnerd.cells.link import Link, linked
-from runnerd.config import ArtifactsSettings, Cell, RunnerdSettings, host_of, port_of
+from runnerd.config import ArtifactsSettings, Cell, EgressSettings, RunnerdSettings, host_of, port_of
 from runnerd.dispatch.admission import Admission, AdmissionLimits
 from runnerd.dispatch.breaker import CircuitBreaker
 from runnerd.dispatch.capacity import Capacity
@@ -56,6 +58,8 @@ from runnerd.dispatch.host_calls import HostCallDesk
 from runnerd.dispatch.pool import Isolation, PoolSettings, WorkerPool
 from runnerd.dispatch.runner_info import HardeningState, RunnerInfo
 from runnerd.dispatch.workers import WorkerFactory
+from runnerd.egress.child import ChildSettings
+from runnerd.egress.client import ClientSettings, EgressClient
 from runnerd.engine.profile import EngineProfile, engine_fingerprint, engine_version
 from runnerd.http.ops import OpsApp, OpsServer
 from runnerd.rpc.intake import IntakeBudget
@@ -66,6 +70,8 @@ from runnerd.worker.settings import WorkerConfig
 
 DATABASE_ROLE: Final = "ext_runner"
 RUNNING_PER_CPU: Final = 2
+FETCH_GRACE_SECONDS: Final = 3.0
+"""A request ends by its own time before the broker ends it."""
 
 _log = structlog.get_logger(__name__)
 
@@ -193,9 +199,7 @@ async def open_daemon(settings: RunnerdSettings, *, cell: Cell, link: Link | Non
         generations = await Generations.start(lambda: _factory(settings, cell), metrics)
         stack.push_async_callback(generations.aclose)
         breaker = CircuitBreaker(metrics)
-        platform = _platform(settings)
-        stack.push_async_callback(platform.aclose)
-        desk = HostCallDesk(CapabilityBroker(_capabilities(settings, database, measurements, platform)), metrics)
+        desk = HostCallDesk(await _broker(settings, database, measurements, metrics, stack), metrics)
         pool = _pool(settings, capacity, generations, desk=desk, breaker=breaker, metrics=metrics)
         stack.push_async_callback(pool.aclose)
         await pool.start()
@@ -241,6 +245,57 @@ async def open_daemon(settings: RunnerdSettings, *, cell: Cell, link: Link | Non
         )
 
 
+async def _broker(
+    settings: RunnerdSettings, database: Database, measurements: MeasurementRecorder, metrics: Metrics, stack: AsyncExitStack
+) -> CapabilityBroker:
+    """Make the broker and what its capabilities need; `stack` closes it."""
+    platform = _platform(settings)
+    stack.push_async_callback(platform.aclose)
+    egress = await _egress(settings, metrics)
+    if egress is not None:
+        stack.push_async_callback(egress.aclose)
+    fetching = _fetching(settings.egress, egress, metrics)
+    return CapabilityBroker(
+        (*_capabilities(settings, database, measurements, platform), fetching),
+        longer=dict.fromkeys(fetching, settings.egress.request_seconds + FETCH_GRACE_SECONDS),
+    )
+
+
+def _fetching(settings: EgressSettings, egress: EgressClient | None, metrics: Metrics) -> Mapping[int, Handler]:
+    if egress is None:
+        return unavailable_handlers("alga:extension/http")
+    return http_handlers(
+        egress,
+        ceiling=EgressCeiling(hosts=settings.hosts, ports=settings.ports, schemes=settings.schemes),
+        limits=FetchLimits(
+            requests=settings.requests,
+            request_bytes=settings.request_bytes,
+            response_bytes=settings.response_bytes,
+            seconds=settings.request_seconds,
+        ),
+        metrics=metrics,
+    )
+
+
+async def _egress(settings: RunnerdSettings, metrics: Metrics) -> EgressClient | None:
+    own = settings.egress
+    if not own.enabled:
+        return None
+    client = EgressClient(
+        ChildSettings(
+            require_hardening=settings.require_hardening,
+            name_servers=own.name_servers,
+            denied_ranges=own.denied_ranges,
+            allowed_ranges=own.allowed_ranges,
+            ca_file=None if own.ca_file is None else str(own.ca_file),
+        ),
+        ClientSettings(requests=own.concurrency, requests_per_tenant=own.concurrency_per_tenant, buffered_bytes=own.buffered_bytes),
+        metrics,
+    )
+    await client.start()
+    return client
+
+
 def _capabilities(
     settings: RunnerdSettings, database: Database, measurements: MeasurementRecorder, platform: Platform
 ) -> Iterable[Mapping[int, Handler]]:
@@ -250,7 +305,6 @@ def _capabilities(
         user_handlers(),
         storage_handlers(StorageService(database)),
         unavailable_handlers("extrunner:host/kv"),
-        unavailable_handlers("alga:extension/http"),
         unavailable_handlers("alga:extension/secrets"),
         *platform.handlers(),
         unavailable_handlers("alga:extension/scheduler"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, fields, replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -18,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from registry.deployment import Environment, is_embedded_database, is_loopback, refuse_unknown_settings
 from registry.domain.capabilities import KNOWN, normalise
+from registry.domain.egress import DEFAULT_PORTS, is_host_pattern
 from registry.domain.events import EventLimits
 from registry.domain.limits import MIB, OPERATOR_CEILING, OPERATOR_DEFAULTS, ExecutionLimits, LimitWishes, clamp
 from registry.domain.paths import check_normal_form
@@ -30,6 +32,11 @@ _MAX_TOKENS: Final = 4
 """Old and new ones, while they are changed."""
 _MIN_TOKEN_BYTES: Final = 32
 _MAX_TOKEN_BYTES: Final = 1_024
+OPENABLE_RANGES: Final = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")))
+"""What an operator can let extensions reach, besides what is public."""
+LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+LEAST_EGRESS_BUFFER_BYTES: Final = 128 * MIB
+"""A quarter of it holds the largest body, sent or received."""
 _ISSUER = Annotated[str, Field(min_length=1, max_length=255)]
 
 
@@ -296,6 +303,49 @@ class PlatformSettings(_Section):
         return self
 
 
+class EgressSettings(_Section):
+    """Requests of extensions (http.fetch), which leave from a child process of their own."""
+
+    enabled: bool = True
+    hosts: Annotated[tuple[str, ...], Field(max_length=1_000)] = ("*",)
+    """Ceiling: hosts that any install may reach at all; "*" is every name, "*.example.com" the names below one.
+    Addresses only by themselves."""
+    ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65_535)], ...], Field(max_length=64)] = DEFAULT_PORTS
+    schemes: tuple[Literal["https", "http"], ...] = ("https",)
+    denied_ranges: Annotated[tuple[str, ...], Field(max_length=1_000)] = ()
+    """Networks that are not connected to, besides everything that is not public."""
+    allowed_ranges: Annotated[tuple[str, ...], Field(max_length=100)] = ()
+    """Private networks that are connected to all the same. Never loopback (but in development), link-local, or a metadata service."""
+    name_servers: Annotated[tuple[str, ...], Field(max_length=8)] = ()
+    """Addresses, with ":port" where it is not 53; without any, those of /etc/resolv.conf."""
+    ca_file: Path | None = None
+    """PEM: authorities that are trusted besides the system's."""
+    request_seconds: Annotated[float, Field(gt=0, le=30)] = 10.0
+    requests: Annotated[int, Field(ge=0, le=1_000)] = 32
+    """Of one invocation."""
+    request_bytes: Annotated[int, Field(ge=0, le=32 * MIB)] = 10 * MIB
+    """Of one invocation, sent."""
+    response_bytes: Annotated[int, Field(ge=0, le=32 * MIB)] = 10 * MIB
+    """Of one invocation, received."""
+    concurrency: Annotated[int, Field(ge=1, le=512)] = 256
+    """Requests at once."""
+    concurrency_per_tenant: Annotated[int, Field(ge=1, le=512)] = 32
+    buffered_bytes: Annotated[int, Field(ge=LEAST_EGRESS_BUFFER_BYTES, le=65_536 * MIB)] = 256 * MIB
+    """Bodies in the daemon's memory; a tenant may have a quarter of it."""
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        for host in self.hosts:
+            if host != "*" and not is_host_pattern(host):
+                message = f'hosts: {host[:80]!r} is neither "*", a host, nor "*." and a host, in lower case'
+                raise ValueError(message)
+        for text in (*self.denied_ranges, *self.allowed_ranges):
+            ip_network(text)
+        for text in self.name_servers:
+            ip_address(host_of(text) if text.startswith("[") or text.count(":") == 1 else text)
+        return self
+
+
 class LimitOverrides(_Section):
     """Limits of one execution that differ from the product's; see `registry.domain.limits.ExecutionLimits` for the units."""
 
@@ -381,6 +431,7 @@ class RunnerdSettings(BaseSettings):
     workers: WorkersSettings = WorkersSettings()
     admission: AdmissionSettings = AdmissionSettings()
     limits: LimitsSettings = LimitsSettings()
+    egress: EgressSettings = EgressSettings()
 
     @property
     def is_production(self) -> bool:
@@ -407,6 +458,12 @@ class RunnerdSettings(BaseSettings):
             "workers": self.workers.model_copy(update=workers),
             "assets": self.assets.model_copy(update={"enabled": self.assets.enabled and cell.index == 0}),
             "database": self.database.model_copy(update={"pool_size": max(2, self.database.pool_size // count)}),
+            "egress": self.egress.model_copy(
+                update={
+                    "concurrency": _share(self.egress.concurrency, count),
+                    "buffered_bytes": max(LEAST_EGRESS_BUFFER_BYTES, self.egress.buffered_bytes // count),
+                }
+            ),
             "artifacts": self.artifacts.model_copy(update={"loaded_bytes": _share(self.artifacts.loaded_bytes, count)}),
             "platform": self.platform.model_copy(update={"calls": _share(self.platform.calls, count)}),
             "admission": self.admission.model_copy(
@@ -446,12 +503,22 @@ class RunnerdSettings(BaseSettings):
         if self.is_production and not self.require_hardening:
             message = "require_hardening=false needs ENV=development"
             raise ValueError(message)
+        self._check_allowed_ranges()
         if self.database.url is not None:
             self._check_database(self.database.url.get_secret_value())
         if self.workers.ceiling and self.workers.floor > self.workers.ceiling:
             message = "workers.floor is above workers.ceiling"
             raise ValueError(message)
         return self
+
+    def _check_allowed_ranges(self) -> None:
+        # SECURITY: nobody needs guests on the loopback interface, where what trusts the machine listens, or on its link (T11).
+        openable = OPENABLE_RANGES if self.is_production else (*OPENABLE_RANGES, *LOOPBACK)
+        for text in self.egress.allowed_ranges:
+            network = ip_network(text)
+            if not any(network.version == outer.version and network.subnet_of(outer) for outer in openable):  # type: ignore[arg-type]
+                message = f"egress.allowed_ranges: {network} is no part of a private network"
+                raise ValueError(message)
 
     def _check_database(self, url: str) -> None:
         # SECURITY: the embedded server's superuser belongs to whoever runs it (T3).

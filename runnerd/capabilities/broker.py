@@ -34,13 +34,21 @@ class CapabilityBroker:
     Args:
         capabilities: the handlers of each; together exactly one for every function of the catalog that a worker does not answer.
         call_seconds: cap of one call.
+        longer: number of a function → its own cap.
 
     Raises:
         ValueError: two of `capabilities` answer one function, or nobody answers one.
     """
 
-    def __init__(self, capabilities: Iterable[Mapping[int, Handler]], *, call_seconds: float = CALL_SECONDS) -> None:
+    def __init__(
+        self,
+        capabilities: Iterable[Mapping[int, Handler]],
+        *,
+        call_seconds: float = CALL_SECONDS,
+        longer: Mapping[int, float] = MappingProxyType({}),
+    ) -> None:
         self._call_seconds = call_seconds
+        self._longer = longer
         self._handlers = _assemble(capabilities)
 
     async def call(self, grant: InvocationGrant, function: HostFunction, arguments: tuple[object, ...]) -> HostResult:
@@ -63,7 +71,7 @@ class CapabilityBroker:
             result = denied(function)
             explanation = explain_denial(function.capability, declared=grant.declared, granted=grant.granted)
             return HostResult(value=result.value, error=result.error, denial=explanation)
-        seconds = min(self._call_seconds, grant.deadline - time.monotonic())  # (2)
+        seconds = min(self._longer.get(function.number, self._call_seconds), grant.deadline - time.monotonic())  # (2)
         if seconds <= 0:
             return broken(function)
         try:

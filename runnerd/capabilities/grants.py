@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from registry.domain.egress import NO_EGRESS, InstallEgress
 from registry.domain.ids import ExtensionId, InstallId, TenantId, VersionId, new_id
 from runnerd.capabilities.writes import WriteLedger
 
@@ -43,6 +44,8 @@ class InvocationGrant:
     user: GuestUser | None
     deadline: float
     """On the clock of `time.monotonic()`, in seconds."""
+    egress: InstallEgress = NO_EGRESS
+    """Which hosts http.fetch may reach."""
     follows_event: bool = False
     """Whether an event led to it."""
     event_id: str | None = None

@@ -14,7 +14,7 @@ class HostResult:
     """Set where `error` is None; None is also the value of a function that answers nothing, and an absent option."""
     error: str | None = None
     denial: Mapping[str, str] | None = None
-    """For the execution log, where the call was refused for want of a capability: capability, why, change."""
+    """For the execution log, where the call was refused, or passed only because a list is counted for a while: capability, why, change."""
 
 
 def succeeded(value: object = None) -> HostResult:

@@ -109,6 +109,7 @@ class Keeper(Generic[C]):
         self._name = name
         self._spawn = spawn
         self._task: asyncio.Task[None] | None = None
+        self._up = asyncio.Event()
         self.child: C | None = None
         """The child that runs now."""
         self.restarts = 0
@@ -125,8 +126,18 @@ class Keeper(Generic[C]):
         Raises:
             ChildStartError: it did not come up.
         """
-        self.child = await self._spawn()
+        self._has(await self._spawn())
         self._task = asyncio.get_running_loop().create_task(self._keep())
+
+    async def wait_up(self) -> C:
+        """Return the child, once there is one."""
+        while self.child is None:
+            await self._up.wait()
+        return self.child
+
+    def _has(self, child: C) -> None:
+        self.child = child
+        self._up.set()
 
     async def aclose(self) -> None:
         """Leave no process behind."""
@@ -136,6 +147,7 @@ class Keeper(Generic[C]):
                 await self._task
         if self.child is not None:
             await self.child.stop()
+            self._up.clear()
             self.child = None
 
     async def _keep(self) -> None:
@@ -145,6 +157,7 @@ class Keeper(Generic[C]):
             if child is not None:
                 status = await child.process.wait()
                 child.release()
+                self._up.clear()
                 self.child = None
                 self.restarts += 1
                 pause = BACKOFF_FIRST_SECONDS if time.monotonic() - child.started_at > STABLE_SECONDS else pause
@@ -152,7 +165,7 @@ class Keeper(Generic[C]):
             await asyncio.sleep(pause)
             pause = min(pause * 2, BACKOFF_LAST_SECONDS)
             try:
-                self.child = await self._spawn()
+                self._has(await self._spawn())
             except (ChildStartError, OSError) as exc:
                 _log.error(f"{self._name} child does not start", error=str(exc), retry_in_seconds=pause)
 

@@ -20,6 +20,7 @@ import structlog
 
 from extrunner.worker.v1 import worker_pb2
 from registry.domain.errors import Reason, RefusalError
+from runnerd.capabilities.http import REQUEST_BYTES, RESPONSE_BYTES
 from runnerd.dispatch.breaker import TenantVersion
 from runnerd.dispatch.calls import CallTable, FinishedCall, HostCallRequested, OpenCall, ViolationError
 from runnerd.dispatch.channel import ChannelClosedError, FrameChannel
@@ -259,6 +260,8 @@ class WorkerConnection:
             wall_us=round((ended - began) * 1e6),
             queue_us=invocation.queue_us,
             host_calls=call.host_calls,
+            egress_request_bytes=call.grant.used[REQUEST_BYTES],
+            egress_response_bytes=call.grant.used[RESPONSE_BYTES],
             # A timer may be a fraction of a millisecond early; what was cancelled at its deadline was late all the same.
             late=finished is None or call.cancelled or ended > call.deadline,
         )

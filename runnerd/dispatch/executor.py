@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ from registry.logs import correlated
 from runnerd.artifacts.loaded import CompiledExtension
 from runnerd.capabilities.denials import explain_denial
 from runnerd.capabilities.grants import InvocationGrant
+from runnerd.capabilities.http import REQUEST_BYTES, RESPONSE_BYTES
 from runnerd.capabilities.writes import WriteLedger
 from runnerd.dispatch.admission import Admission, Place
 from runnerd.dispatch.authority import Authority, authorise
@@ -111,6 +113,8 @@ class _Prepared:
     execution_id: ExecutionId
     notes: CallNotes = field(default_factory=CallNotes)
     """What it logs and is denied, up to its end whatever that is. A call that is sent twice had said nothing the first time."""
+    used: Counter[str] = field(default_factory=Counter)
+    """Of `InvocationGrant.used`: kept here, so that it is known however the call ends."""
 
 
 class Executor:
@@ -317,7 +321,12 @@ class Executor:
     def _failed(self, prepared: _Prepared, started_at: datetime, reason: str) -> None:
         self._metrics.execution(_ERROR, prepared.request.trigger.value)
         _log.warning("execution_failed", reason=str(reason))
-        usage = replace(_NOTHING, wall_us=max(0, round((datetime.now(UTC) - started_at).total_seconds() * 1e6)))
+        usage = replace(
+            _NOTHING,
+            wall_us=max(0, round((datetime.now(UTC) - started_at).total_seconds() * 1e6)),
+            egress_request_bytes=prepared.used[REQUEST_BYTES],
+            egress_response_bytes=prepared.used[RESPONSE_BYTES],
+        )
         self._hand_on(prepared, _record(prepared, started_at, _ERROR, usage, reason=str(reason)))
 
     def _hand_on(self, prepared: _Prepared, record: ExecutionRecord) -> None:
@@ -364,6 +373,8 @@ def _grant(prepared: _Prepared, deadline: float) -> InvocationGrant:
         config=install.config,
         user=prepared.authority.user,
         deadline=deadline,
+        egress=install.egress,
+        used=prepared.used,
         follows_event=prepared.request.trigger is Trigger.EVENT,
         event_id=prepared.request.event_id,
         writes=WriteLedger(_origin(prepared)),

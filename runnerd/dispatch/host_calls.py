@@ -71,7 +71,8 @@ class HostCallDesk:
         except Exception:  # noqa: BLE001 - a bug of a capability is that call's failure, not the end of the worker.
             _log.exception("host_call_failed", function=function.qualified_name, request_id=call.grant.request_id)
             return failure_of(function), "error"
-        if result.denial is not None:
+        # In `count` mode a request passes, with an explanation of what would have refused it.
+        if result.denial is not None and (function.error is None or result.error is not None):
             return result, "denied"
         return result, "ok" if result.error is None else "error"
 

@@ -39,6 +39,8 @@ class Measured:
     """From the moment the worker had it."""
     queue_us: int
     host_calls: int
+    egress_request_bytes: int
+    egress_response_bytes: int
     late: bool
     """The answer came after the deadline."""
 
@@ -83,6 +85,8 @@ def usage_of(done: worker_pb2.Done | None, limits: ExecutionLimits, measured: Me
         fuel=min(done.fuel, limits.fuel) if done is not None else 0,
         peak_memory_bytes=None if peak is None else min(peak, limits.memory_bytes),
         host_calls=measured.host_calls,
+        egress_request_bytes=measured.egress_request_bytes,
+        egress_response_bytes=measured.egress_response_bytes,
     )
 
 

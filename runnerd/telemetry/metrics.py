@@ -31,6 +31,24 @@ RESTART_CAUSES = (
     "isolation",
     "shutdown",
 )
+EGRESS_RESULTS = (
+    "ok",
+    "counted",
+    "invalid",
+    "not_on_list",
+    "ceiling",
+    "limit",
+    "address",
+    "dns",
+    "connect",
+    "tls",
+    "timeout",
+    "response_size",
+    "protocol",
+    "unavailable",
+    "internal",
+)
+"""Of http.fetch: answered; answered although the host is on no list (count mode); the rest is why not."""
 GENERATION_RESULTS = ("started", "refused")
 CIRCUIT_STATES = ("open", "half_open", "closed")
 VERIFICATION_RESULTS = ("ok", *sorted(reason.value for reason in Reason))
@@ -113,6 +131,8 @@ class Metrics:
         self._peak = self._histogram("execution_peak_memory_bytes", "Peak linear memory of one execution.", _BYTES)
         self._cpu = self._counter("guest_cpu_seconds", "CPU time of guests.")
         self._egress = self._counter("egress_bytes", "Bytes of http.fetch.", "direction")
+        self._egress_requests = self._counter("egress_requests", "Requests of http.fetch, by result.", "result")
+        self._egress_restarts = self._counter("egress_restarts", "Egress processes that died and were replaced.")
         self._host_calls = self._counter("host_calls", "Host calls brokered.", "capability", "result")
         self._denials = self._counter("capability_denials", "Calls of capabilities that were not granted.", "capability")
         self._refusals = self._counter("refusals", "Requests refused or failed, by reason of the catalog.", "reason")
@@ -175,6 +195,7 @@ class Metrics:
             (self._refusals, Reason),
             (self._prescan, PRESCAN_PROBLEMS),
             (self._shared, SHARED_RESULTS),
+            (self._egress_requests, EGRESS_RESULTS),
             (self._restarts, RESTART_CAUSES),
             (self._generations, GENERATION_RESULTS),
             (self._circuits, CIRCUIT_STATES),
@@ -219,6 +240,14 @@ class Metrics:
     def host_call(self, capability: str, result: str) -> None:
         """Count one brokered host call."""
         self._host_calls.labels(_known(capability, KNOWN), _known(result, HOST_CALL_RESULTS)).inc()
+
+    def egress_request(self, result: str) -> None:
+        """Count one request of http.fetch."""
+        self._egress_requests.labels(_known(result, EGRESS_RESULTS)).inc()
+
+    def egress_restarted(self) -> None:
+        """Count one egress process that died."""
+        self._egress_restarts.inc()
 
     def denial(self, capability: str) -> None:
         """Count one call of a capability that was not granted."""

@@ -1,4 +1,4 @@
-"""The second wall: what a process gives up before it touches hostile bytes. For workers, the compiler child and the assets child.
+"""The second wall: what a process gives up before it touches hostile bytes. For workers and the small children.
 
 The attack it stops (T2, T3): code that has escaped the engine reads the daemon's memory or environment, opens files, connects to a
 database's socket, signals or traces other processes, or starts a program. Each step reports whether it is in force; a mandatory step that
@@ -89,6 +89,8 @@ class HardeningProfile:
     extra_calls: tuple[str, ...] = ()
     """System calls beyond `seccomp.ALWAYS`."""
     ioctls: tuple[int, ...] = ()
+    connects: bool = False
+    """It makes TCP and UDP sockets and connects them; it never listens."""
     readable: tuple[str, ...] = ()
     """Folders that landlock leaves readable."""
     keep_descriptors: frozenset[int] | None = None
@@ -102,7 +104,10 @@ class HardeningProfile:
 WORKER = HardeningProfile(name="worker", keep_descriptors=frozenset(), file_bytes_without_landlock=256 * MIB)
 COMPILER = HardeningProfile(name="compiler", data_bytes=4096 * MIB, file_bytes=1024 * MIB, extra_calls=seccomp.COMPILE)
 ASSETS = HardeningProfile(name="assets", data_bytes=512 * MIB, open_files=None, extra_calls=seccomp.SERVE, ioctls=seccomp.SERVE_IOCTLS)
-PROFILES: Mapping[str, HardeningProfile] = MappingProxyType({profile.name: profile for profile in (WORKER, COMPILER, ASSETS)})
+EGRESS = HardeningProfile(
+    name="egress", data_bytes=2048 * MIB, open_files=None, extra_calls=seccomp.CONNECT, ioctls=seccomp.SERVE_IOCTLS, connects=True
+)
+PROFILES: Mapping[str, HardeningProfile] = MappingProxyType({profile.name: profile for profile in (WORKER, COMPILER, ASSETS, EGRESS)})
 
 
 def harden(
@@ -319,7 +324,7 @@ def _data_in_use() -> int:
 
 _FS_BITS = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}
 """Accesses to the file system that each version of landlock handles."""
-_NETWORK_VERSION, _NETWORK_BITS = 4, 0b11
+_NETWORK_VERSION, _NETWORK_BITS, _BIND_BIT = 4, 0b11, 0b01
 _SCOPE_VERSION, _SCOPE_BITS = 6, 0b11
 """Abstract UNIX sockets and signals."""
 _READ_FILE_AND_FOLDER = 0b1100
@@ -329,7 +334,7 @@ def _landlock(profile: HardeningProfile) -> None:
     version = kernel.landlock_version()
     ruleset = kernel.landlock_ruleset(
         filesystem=_FS_BITS[min(version, max(_FS_BITS))],
-        network=_NETWORK_BITS if version >= _NETWORK_VERSION else 0,
+        network=(_BIND_BIT if profile.connects else _NETWORK_BITS) if version >= _NETWORK_VERSION else 0,
         scoped=_SCOPE_BITS if version >= _SCOPE_VERSION else 0,
     )
     try:
@@ -345,7 +350,9 @@ def _landlock(profile: HardeningProfile) -> None:
 
 
 def _filter_calls(profile: HardeningProfile, *, may_open: bool) -> None:
-    rules = seccomp.rules_for(own_pid=os.getpid(), extra=profile.extra_calls, may_open=may_open, ioctls=profile.ioctls)
+    rules = seccomp.rules_for(
+        own_pid=os.getpid(), extra=profile.extra_calls, may_open=may_open, may_connect=profile.connects, ioctls=profile.ioctls
+    )
     kernel.install_filter(seccomp.build_program(rules, kernel.machine()))
     # SECURITY: believe the filter only when it has refused something.
     libc = ctypes.CDLL(None, use_errno=True)

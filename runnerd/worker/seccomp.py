@@ -43,6 +43,8 @@ NUMBERS: Mapping[str, tuple[int, int]] = MappingProxyType(
         "mincore": (27, 232),
         "madvise": (28, 233),
         "dup": (32, 23),
+        "socket": (41, 198),
+        "connect": (42, 203),
         "nanosleep": (35, 101),
         "getpid": (39, 172),
         "sendfile": (40, 71),
@@ -185,8 +187,30 @@ SERVE: tuple[str, ...] = (
 )
 """What an event loop needs that serves a listening socket which it was given."""
 
+CONNECT: tuple[str, ...] = (
+    "epoll_wait",
+    "epoll_pwait",
+    "epoll_pwait2",
+    "epoll_ctl",
+    "connect",
+    "getsockname",
+    "getpeername",
+    "setsockopt",
+    "getsockopt",
+    "shutdown",
+    "eventfd2",
+    "dup",
+)
+"""What an event loop needs that connects: no bind, no listen, no accept. Its sockets are made under `SOCKETS`."""
+
 COMPILE: tuple[str, ...] = ("pwrite64", "eventfd2")
 
+_SOCKET_FAMILIES = (2, 10)
+"""AF_INET, AF_INET6. Not AF_UNIX, which would reach the database's socket, nor packets or the kernel's own."""
+_SOCKET_KINDS = tuple(kind | flags for kind in (1, 2) for flags in (0, 0o4000, 0o2000000, 0o2004000))
+"""SOCK_STREAM, SOCK_DGRAM, with SOCK_NONBLOCK and SOCK_CLOEXEC. Not SOCK_RAW."""
+_SOCKET_PROTOCOLS = (0, 6, 17)
+"""Default, TCP, UDP."""
 _CLONE_THREAD = 0x00010000
 _CLONE_NAMESPACES = 0x7E020000 | 0x00000080
 """Every CLONE_NEW… flag."""
@@ -226,13 +250,16 @@ class FilterRules:
     """Calls that answer another error than EPERM."""
 
 
-def rules_for(*, own_pid: int, extra: Iterable[str] = (), may_open: bool = False, ioctls: tuple[int, ...] = ()) -> FilterRules:
+def rules_for(
+    *, own_pid: int, extra: Iterable[str] = (), may_open: bool = False, may_connect: bool = False, ioctls: tuple[int, ...] = ()
+) -> FilterRules:
     """Make the rules of a hardened process.
 
     Args:
         own_pid: of the process; only its own threads may be signalled.
         extra: further calls without condition.
         may_open: allow opening for reading. Only under a landlock rule set that says what.
+        may_connect: allow TCP and UDP sockets. What they connect to no filter sees.
         ioctls: ioctl requests to allow.
     """
     conditions: dict[str, tuple[Condition, ...]] = {
@@ -254,6 +281,12 @@ def rules_for(*, own_pid: int, extra: Iterable[str] = (), may_open: bool = False
     }
     if may_open:
         conditions["openat"] = (Condition(argument=2, no_bits=_NOT_FOR_READING),)
+    if may_connect:
+        conditions["socket"] = (
+            Condition(argument=0, one_of=_SOCKET_FAMILIES),
+            Condition(argument=1, one_of=_SOCKET_KINDS),
+            Condition(argument=2, one_of=_SOCKET_PROTOCOLS),
+        )
     if ioctls:
         conditions["ioctl"] = (Condition(argument=1, one_of=ioctls),)
     # glibc falls back from clone3, whose flags a filter cannot see, to clone.

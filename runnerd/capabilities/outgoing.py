@@ -1,0 +1,79 @@
+"""A request on its way out and what comes back: what http.fetch and the egress process say to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from runnerd.capabilities.urls import Target
+
+
+class Failure(StrEnum):
+    """Why a request that was allowed by name got no answer; the words of the metric."""
+
+    ADDRESS = "address"
+    """The name resolves to an address that is not connected to."""
+    DNS = "dns"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    RESPONSE_SIZE = "response_size"
+    PROTOCOL = "protocol"
+    """What came back is no acceptable HTTP, or ended too early."""
+    UNAVAILABLE = "unavailable"
+    """The egress process is not there, died, or has no room."""
+    INTERNAL = "internal"
+
+
+class EgressError(Exception):
+    """A request got no answer.
+
+    Args:
+        failure: why.
+        detail: for the log; never for the guest.
+        received: bytes of the answer that had come.
+    """
+
+    def __init__(self, failure: Failure, detail: str = "", *, received: int = 0) -> None:
+        super().__init__(f"{failure}: {detail}" if detail else failure)
+        self.failure = failure
+        self.detail = detail
+        self.received = received
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutgoingRequest:
+    """One request, checked by name and ready to be sent."""
+
+    tenant_id: str
+    install_id: str
+    generation: str
+    """Of the policy: requests of different generations share no connection."""
+    method: str
+    target: Target
+    headers: tuple[tuple[str, str], ...]
+    body: bytes | None
+    seconds: float
+    """For everything: resolving, connecting, sending and receiving."""
+    response_bytes: int
+    """The most that headers and body of the answer may have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncomingResponse:
+    """What came back."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    size: int
+    """Bytes that count: of headers and body."""
+
+
+class Egress(Protocol):
+    """Sends requests (`runnerd.egress.client.EgressClient`)."""
+
+    async def fetch(self, request: OutgoingRequest) -> IncomingResponse:
+        """Send one request and return the answer, or raise EgressError."""
+        ...
