@@ -72,6 +72,7 @@ def decide(target: Target, egress: InstallEgress, ceiling: EgressCeiling, now: d
         # Not a matter of the list of hosts: enforced in `count` mode, too.
         return _refused("not_on_list", "scheme_or_port_not_declared", _declare(target))
     if not ceiling.admits(target):
+        # Said first: no change of manifest or list would help.
         change = f"The operator of this runner allows {target.scheme} to {target.authority} in its ceiling for egress."
         return _refused("ceiling", "not_allowed_by_operator", change)
     # SECURITY: what no rule speaks of has the scheme and port that rules have by default.

@@ -21,11 +21,13 @@ from runnerd.capabilities.outgoing import EgressError, Failure
 from runnerd.egress.addresses import AddressRefusedError
 from runnerd.egress.answers import Headers, check_head, head_size
 from runnerd.egress.frames import CHUNK_BYTES
-from runnerd.egress.pools import Pools
+from runnerd.egress.pools import WIRE_BYTES, Pools
 from runnerd.egress.resolver import ResolutionError
 
 CONNECT_SECONDS: Final = 3.0
 """For one address, TLS included."""
+FRAMING_BYTES: Final = 256 * 1024
+"""Of the answer, interim ones included, beside twice what its headers and body may have."""
 USER_AGENT: Final = "extrunner"
 """Where the guest says none: some servers answer nothing else."""
 _SWITCHING = 101
@@ -111,6 +113,8 @@ async def perform(pools: Pools, order: Order, body: bytes | None, outlet: Outlet
 
 
 async def _perform(pools: Pools, order: Order, body: bytes | None, outlet: Outlet) -> None:
+    # SECURITY: what the framing may cost, on top of what counts.
+    WIRE_BYTES.set(2 * order.response_bytes + FRAMING_BYTES)
     headers = CIMultiDict(order.headers)
     headers.setdefault("user-agent", USER_AGENT)
     lent = pools.session(tenant=order.tenant, install=order.install, generation=order.generation)

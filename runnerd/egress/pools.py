@@ -8,6 +8,8 @@ generation, without cookies, proxies or redirects, and whatever it connects to p
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import socket
 import ssl
 import time
@@ -19,6 +21,7 @@ from typing import Any, Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 
 from runnerd.egress.addresses import AddressPolicy
 from runnerd.egress.resolver import Resolver
@@ -29,6 +32,35 @@ CONNECTIONS_PER_POOL: Final = 16
 READ_BUFFER_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 8 * 1024
 MAX_HEADERS: Final = 128
+
+
+WIRE_BYTES: contextvars.ContextVar[int] = contextvars.ContextVar("WIRE_BYTES")
+"""What the request of this task may receive on its connection, framing included."""
+
+
+class WireBoundHandler(ResponseHandler):
+    """Ends a connection on which one request received more than it may.
+
+    The body's own limit does not see interim answers, extensions of chunks, or chunks of one byte: those have no end of their own.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._wire_left = 0
+
+    def set_response_params(self, **params: Any) -> None:
+        """Begin with the next request."""
+        self._wire_left = WIRE_BYTES.get()
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the connection."""
+        self._wire_left -= len(data)
+        if self._wire_left < 0:
+            if self.transport is not None:
+                self.transport.abort()
+            return
+        super().data_received(data)
 
 
 @dataclass(slots=True, eq=False)
@@ -147,6 +179,8 @@ class Pools:
             keepalive_timeout=IDLE_SECONDS,
             socket_factory=self._socket,
         )
+        # NOTE: no public way leads here; a test holds every release of the library to it.
+        connector._factory = functools.partial(WireBoundHandler, loop=asyncio.get_running_loop())  # type: ignore[assignment]  # noqa: SLF001
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
