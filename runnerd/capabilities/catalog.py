@@ -1,4 +1,4 @@
-"""Every host function of the guest worlds in one table: shapes, capability, who answers it, how it says "denied".
+"""Every host function of the guest worlds in one table: shapes, capability, who answers it, how it says "denied". `FUNCTIONS` is the table.
 
 The worker builds its linker from this table and turns each brokered call into a HostCall frame; the modules beside it are the daemon's half
 (N35). Standard library only: a worker imports it, and so does the daemon. The WIT texts in `wit/` say the same; a test compares them.
