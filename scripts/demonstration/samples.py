@@ -80,7 +80,7 @@ def build_sample(example: str, work: Path, *, manifest: bytes | None = None, pro
     tools = Toolchain(wit=find_wit(), node_modules=TOOLCHAIN, cache=CACHE / "guests")
     work.mkdir(parents=True, exist_ok=True)
     # One at a time for each example: whoever waits finds the result in the cache.
-    with _exclusive(CACHE / f"{example}.lock"):
+    with exclusive(CACHE / f"{example}.lock"):
         built = build(project, folder, tools)
         if manifest is not None:
             (folder / "manifest.json").write_bytes(manifest)
@@ -89,7 +89,8 @@ def build_sample(example: str, work: Path, *, manifest: bytes | None = None, pro
 
 
 @contextmanager
-def _exclusive(file: Path) -> Iterator[None]:
+def exclusive(file: Path) -> Iterator[None]:
+    """Hold the lock that `file` stands for; the file stays."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -75,15 +75,20 @@ async def pieces(data: bytes) -> AsyncIterator[bytes]:
 
 
 async def make_machine(folder: Path, urls: Mapping[str, str], database: Database) -> Machine:
+    machine = await make_empty_machine(folder, urls, database)
+    for name, code in (("hello", HELLO), ("loop", LOOP)):
+        await add_extension(machine, database, name, component(code))
+    return machine
+
+
+async def make_empty_machine(folder: Path, urls: Mapping[str, str], database: Database) -> Machine:
+    """Make a machine on which Alice may publish, and has published nothing."""
     prepare(folder, urls[RUNNER])
     trust = DevTrust.init(folder / "trust")
     publishers = PublisherService(database)
     await publishers.create("example", "operator")
     await publishers.add_signer("example", trust.signer(ALICE), "operator")
-    machine = Machine(folder=folder, urls=urls, hashes={})
-    for name, code in (("hello", HELLO), ("loop", LOOP)):
-        await add_extension(machine, database, name, component(code))
-    return machine
+    return Machine(folder=folder, urls=urls, hashes={})
 
 
 async def add_extension(
@@ -96,15 +101,21 @@ async def add_extension(
     granted: Sequence[str] | None = None,
 ) -> InstallView:
     """Publish com.example.<name> and install it for the tenant, with every capability that it asks for unless fewer are granted."""
+    archive = make_bundle({"dist/main.wasm": wasm}, name=f"com.example.{name}", capabilities=list(capabilities))
+    machine.hashes[name] = await publish(machine, database, archive)
+    wanted = capabilities if granted is None else granted
+    return await InstallService(database).install(TENANT, f"com.example.{name}", granted=wanted, actor="test")
+
+
+async def publish(machine: Machine, database: Database, archive: bytes) -> ContentHash:
+    """Publish a bundle that Alice signs."""
     trust = DevTrust.open(machine.folder / "trust")
     verifier = BundleVerifier(load_trust_domains(trust.trust_domains_path, environment="development"))
     store = LocalBundleStore(machine.folder / "bundles")
     publishing = PublishingService(database=database, store=store, verifier=verifier, work_dir=machine.folder / "work", warm=None)
-    archive = make_bundle({"dist/main.wasm": wasm}, name=f"com.example.{name}", capabilities=list(capabilities))
-    machine.hashes[name] = content_hash(archive)
-    await publishing.publish(pieces(archive), trust.sign(machine.hashes[name], ALICE), actor="test")
-    wanted = capabilities if granted is None else granted
-    return await InstallService(database).install(TENANT, f"com.example.{name}", granted=wanted, actor="test")
+    digest = content_hash(archive)
+    await publishing.publish(pieces(archive), trust.sign(digest, ALICE), actor="test")
+    return digest
 
 
 @dataclass(slots=True, kw_only=True)

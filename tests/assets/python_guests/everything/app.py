@@ -84,11 +84,11 @@ def nap(_request):
 
 
 def clocks(_request):
-    until = time.monotonic() + 0.005
-    seen = []
-    while time.monotonic() < until:
-        seen.append(f"{time.monotonic_ns()}/{time.time_ns()}")
-    return " ".join(dict.fromkeys(seen))
+    # Until there are enough, however little of the processor there is for it.
+    seen = {}
+    while len(seen) < 20:
+        seen[f"{time.monotonic_ns()}/{time.time_ns()}"] = None
+    return " ".join(seen)
 
 
 def chance(_request):

@@ -1,0 +1,246 @@
+"""What guests ask of every host function, and what it must answer: one table for all toolchains and worlds.
+
+A scenario is asked in one call of a guest, in order; each guest has an install, and so storage, of its own. What a guest without the
+capability is told follows from the catalog and needs no table.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from runnerd.capabilities.answers import not_offered
+from runnerd.capabilities.catalog import FUNCTIONS, HostFunction
+from tests.fakes.capabilities import sample
+from tests.fakes.probe_guests import Answer
+
+KIB: Final = 1024
+UNICODE: Final = "Zażółć ключ 𐍈 🦀"
+"""Two, three and four bytes of UTF-8; the last two are surrogate pairs in JavaScript."""
+SETTINGS: Final = {"colour": "blue", "empty": "", "unicode": UNICODE}
+_BY_SHORT_NAME: Final = {function.qualified_name.partition("/")[2]: function for function in FUNCTIONS}
+
+
+class Like:
+    """Equal to every text that matches a pattern."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = re.compile(pattern, re.DOTALL)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and self._pattern.fullmatch(other) is not None
+
+    def __hash__(self) -> int:
+        return hash(self._pattern)
+
+    def __repr__(self) -> str:
+        return f"Like({self._pattern.pattern!r})"
+
+
+AN_ID: Final = Like(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the answers to a guest depend on."""
+
+    tenant_id: str = ""
+    install_id: str = ""
+    extension_id: str = ""
+    version_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One call and its answer."""
+
+    function: HostFunction
+    arguments: tuple[Any, ...]
+    answer: Answer
+    times: int = 1
+
+
+Scenario = Callable[[Surroundings], list[Probe]]
+
+
+def asks(name: str, *arguments: Any, answers: Any = None, refuses: str | None = None, times: int = 1) -> Probe:
+    """Make a probe.
+
+    Args:
+        name: interface and function, without the package.
+        arguments: of the shapes of the catalog.
+        answers: the value.
+        refuses: the case of its error instead.
+        times: how often it is called; the answer is that of the last.
+    """
+    return Probe(function=_BY_SHORT_NAME[name], arguments=arguments, answer=Answer(value=answers, error=refuses), times=times)
+
+
+def denial_of(function: HostFunction) -> Answer:
+    """Return what a guest is told that has not the capability."""
+    return Answer(error=str(function.denied)) if function.error is not None else Answer(value=function.denied)
+
+
+# --- what every install has ------------------------------------------------------------------------------------------------------------
+
+
+def context(at: Surroundings) -> list[Probe]:
+    ids = {"tenant_id": at.tenant_id, "extension_id": at.extension_id, "install_id": at.install_id, "version_id": at.version_id}
+    return [asks("context.get-context", answers=ids | {"request_id": "probe"})]
+
+
+def config(_: Surroundings) -> list[Probe]:
+    return [
+        asks("config.get", "colour", answers="blue"),
+        asks("config.get", "empty", answers=""),
+        asks("config.get", "unicode", answers=UNICODE),
+        asks("config.get", "absent", answers=None),
+        asks("config.get", "", answers=None),
+        asks("config.list", answers=[{"key": key, "value": value} for key, value in sorted(SETTINGS.items())]),
+    ]
+
+
+def logging(_: Surroundings) -> list[Probe]:
+    return [asks(f"logging.log-{level}", text) for level in ("info", "warn", "error") for text in (f"{level} {UNICODE}", "")]
+
+
+# --- who asks --------------------------------------------------------------------------------------------------------------------------
+
+USER: Final[dict[str, Any]] = {
+    "user_id": "u-1",
+    "email": "ada@example.com",
+    "name": f"Ada {UNICODE}",
+    "type": "internal",
+    "client_name": "",
+    "client_id": "c-1",
+    "additional_fields": {"team": "night", "empty": "", "unicode": UNICODE},
+}
+"""As a service asserts it."""
+
+
+def user(at: Surroundings) -> list[Probe]:
+    data = {
+        "tenant_id": at.tenant_id,
+        "client_name": "",
+        "user_id": "u-1",
+        "user_email": "ada@example.com",
+        "user_name": USER["name"],
+        "user_type": "internal",
+    }
+    further = {"client_id": "c-1", "additional_fields": [("empty", ""), ("team", "night"), ("unicode", UNICODE)]}
+    return [asks("user.get-user", answers=data), asks("user-v2.get-user", answers=data | further)]
+
+
+def nobody(_: Surroundings) -> list[Probe]:
+    return [asks("user.get-user", refuses="not-available"), asks("user-v2.get-user", refuses="not-available")]
+
+
+# --- storage ---------------------------------------------------------------------------------------------------------------------------
+
+
+def storage(_: Surroundings) -> list[Probe]:
+    def entry(key: str, value: bytes, revision: int | None, namespace: str = UNICODE) -> dict[str, Any]:
+        return {"namespace": namespace, "key": key, "value": value, "revision": revision}
+
+    everything, most = bytes(range(256)), bytes(64 * KIB)
+    return [
+        asks("storage.get", UNICODE, UNICODE, refuses="missing"),
+        asks("storage.delete", UNICODE, UNICODE, refuses="missing"),
+        asks("storage.list-entries", UNICODE, None, answers=[]),
+        asks("storage.put", entry("a", everything, None), answers=entry("a", everything, 1)),
+        asks("storage.put", entry("a", b"", 1), answers=entry("a", b"", 2)),
+        asks("storage.put", entry("a", b"", 0), refuses="conflict"),
+        asks("storage.put", entry("a", b"", 2**53 + 1), refuses="conflict"),
+        asks("storage.put", entry("a", b"", 2**64 - 1), refuses="conflict"),
+        asks("storage.put", entry(UNICODE, most, 0), answers=entry(UNICODE, most, 1)),
+        asks("storage.put", entry("b", most + b"x", None), refuses="denied"),
+        asks("storage.put", entry("", b"", None), refuses="denied"),
+        asks("storage.get", UNICODE, "a", answers=entry("a", b"", 2)),
+        asks("storage.get", UNICODE, UNICODE, answers=entry(UNICODE, most, 1)),
+        asks("storage.get", "", "a", refuses="denied"),
+        asks("storage.list-entries", UNICODE, None, answers=[entry(UNICODE, most, 1), entry("a", b"", 2)]),
+        asks("storage.list-entries", UNICODE, "a", answers=[]),
+        asks("storage.delete", UNICODE, "a"),
+        asks("storage.list-entries", UNICODE, "A", answers=[entry(UNICODE, most, 1)]),
+    ]
+
+
+# --- what an extension measures and publishes ------------------------------------------------------------------------------------------
+
+
+def metrics(_: Surroundings) -> list[Probe]:
+    def labels(count: int) -> list[dict[str, str]]:
+        return [{"name": f"label_{number}", "value": "a"} for number in range(count)]
+
+    probes = [
+        asks("metrics.counter-add", "probes_total", 1.0, []),
+        asks("metrics.counter-add", "probes_total", -1.0, [], refuses="invalid"),
+        asks("metrics.gauge-set", "level", -0.25, labels(1)),
+        asks("metrics.histogram-record", "seconds", 1e15, labels(8)),
+    ]
+    for name, good in (("counter-add", "probes_total"), ("gauge-set", "level"), ("histogram-record", "seconds")):
+        probes += [
+            asks(f"metrics.{name}", "", 1.0, [], refuses="invalid"),
+            asks(f"metrics.{name}", UNICODE, 1.0, [], refuses="invalid"),
+            asks(f"metrics.{name}", good, math.nan, [], refuses="invalid"),
+            asks(f"metrics.{name}", good, math.inf, [], refuses="invalid"),
+            asks(f"metrics.{name}", good, 1.0, labels(9), refuses="invalid"),
+            asks(f"metrics.{name}", good, 1.0, labels(17), refuses="invalid"),
+            asks(f"metrics.{name}", good, 1.0, [{"name": "a", "value": ""}], refuses="invalid"),
+        ]
+    return [*probes, *(asks("metrics.gauge-set", f"name_{number}", 1.0, []) for number in range(17))] + [
+        asks(f"metrics.{name}", "one_too_many", 1.0, [], refuses="quota-exceeded")
+        for name in ("counter-add", "gauge-set", "histogram-record")
+    ]
+
+
+def events(_: Surroundings) -> list[Probe]:
+    def event(topic: str, data: bytes = b"", key: str | None = None, content_type: str = "application/json") -> dict[str, Any]:
+        return {"topic": topic, "content_type": content_type, "data": data, "key": key}
+
+    return [
+        asks("events.publish", event("note.added"), answers=AN_ID),
+        asks("events.publish", event("note.added", bytes(range(256)), UNICODE), answers=AN_ID),
+        asks("events.publish", event("note.added", bytes(256 * KIB), "k"), answers=AN_ID),
+        asks("events.publish", event("note.added", bytes(256 * KIB + 1)), refuses="too-large"),
+        asks("events.publish", event("note.added", key=""), refuses="invalid"),
+        asks("events.publish", event(""), refuses="invalid"),
+        asks("events.publish", event(UNICODE), refuses="invalid"),
+        asks("events.publish", event("ext.com.example.other.note"), refuses="invalid"),
+        asks("events.publish", event("note.added", content_type=""), refuses="invalid"),
+        asks("events.publish", event("note.added"), refuses="quota-exceeded", times=32),
+    ]
+
+
+# --- what nothing is behind yet --------------------------------------------------------------------------------------------------------
+
+
+def _nothing_behind(*interfaces: str) -> Scenario:
+    def probes(_: Surroundings) -> list[Probe]:
+        asked = [function for function in FUNCTIONS if function.interface.partition("/")[2] in interfaces]
+        return [_without_anything(function) for function in asked]
+
+    return probes
+
+
+def _without_anything(function: HostFunction) -> Probe:
+    result = not_offered(function)
+    case = {"ui-proxy": "route-not-found", "clients": "internal", "services": "internal"}.get(function.interface.partition("/")[2])
+    answer = Answer(error=case) if case is not None else Answer(value=result.value, error=result.error)
+    return Probe(function=function, arguments=tuple(sample(shape) for _, shape in function.params), answer=answer)
+
+
+SCENARIOS: Final[Mapping[str, Scenario]] = {
+    "context": context,
+    "config": config,
+    "logging": logging,
+    "user": user,
+    "nobody": nobody,
+    "storage": storage,
+    "metrics": metrics,
+    "events": events,
+    "nothing behind": _nothing_behind("kv", "http", "secrets", "ui-proxy", "invoicing", "clients", "services", "scheduler"),
+}
