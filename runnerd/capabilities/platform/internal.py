@@ -46,6 +46,13 @@ def is_rejected(answer: PlatformAnswer) -> bool:
     return answer.status in _INVALID
 
 
+def level_of(answer: PlatformAnswer) -> int:
+    """Return how much an operator wants to know of an answer that is no success: little, where a guest can bring it about at will."""
+    if answer.status == UNAUTHORIZED:
+        return logging.ERROR
+    return logging.DEBUG if is_rejected(answer) or answer.status in {FORBIDDEN, CONFLICT} else logging.WARNING
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InternalApi:
     """The internal routes of one platform."""
@@ -94,8 +101,7 @@ class InternalApi:
             )
         )
         if not answer.is_success:
-            level = logging.ERROR if answer.status == UNAUTHORIZED else logging.WARNING
-            log_failure(grant, f"{interface}.{operation}", "not done", level=level, status=answer.status, code=_code_of(answer))
+            log_failure(grant, f"{interface}.{operation}", "not done", level=level_of(answer), status=answer.status, code=_code_of(answer))
         return answer
 
     def _token(self) -> str:

@@ -22,6 +22,7 @@ _DIRECT: Final = "/api/"
 _INTERNAL: Final = ("api", "internal")
 _QUERY = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?\[\]-]|%[0-9A-Fa-f]{2})*\Z")
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
+_SEPARATORS: Final = frozenset("/\\%;?#.")
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp", "Mn"})
 """Categories of characters that readers drop or trim."""
 
@@ -66,7 +67,11 @@ def _check_readings(path: str) -> None:
         if _ESCAPE.search(segment):
             message = "an escape is escaped once more"
             raise RouteError(message)
-        name = _folded(segment)
+        plain = unicodedata.normalize("NFKD", segment)
+        if _SEPARATORS & (set(plain) - set(segment)):
+            message = "a character that some readers take for a separator"
+            raise RouteError(message)
+        name = _folded(plain)
         if segment and name in {"", ".", ".."}:
             message = "a segment disappears when its parameters or blanks are dropped"
             raise RouteError(message)
@@ -77,10 +82,9 @@ def _check_readings(path: str) -> None:
         raise RouteError(message)
 
 
-def _folded(segment: str) -> str:
-    """Return how the most lenient reader spells a segment: no parameters, no unseen characters or accents, one letter case."""
-    plain = unicodedata.normalize("NFKD", segment.partition(";")[0])
-    seen = "".join(character for character in plain if unicodedata.category(character) not in _UNSEEN)
+def _folded(plain: str) -> str:
+    """Return how the most lenient reader spells a segment (NFKD): no parameters, no unseen characters or accents, one letter case."""
+    seen = "".join(character for character in plain.partition(";")[0] if unicodedata.category(character) not in _UNSEEN)
     stripped = seen.casefold().rstrip(".")
     # Dots are stripped as some file systems do, but a name of dots alone must stay recognisable.
     return stripped or seen

@@ -6,6 +6,7 @@ extension's own `api_key` does, where it may read that secret anyway, and so doe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -113,7 +114,7 @@ def ui_proxy_handlers(proxy: UiProxy) -> Mapping[int, Handler]:
         try:
             target = target_of(str(route), grant.extension_id)
         except RouteError as error:
-            log_failure(grant, "ui-proxy", f"route refused: {error}")
+            log_failure(grant, "ui-proxy", f"route refused: {error}", level=logging.DEBUG)
             return failed(_BAD_REQUEST)
         try:
             answer = await proxy.forward(grant, target, payload if isinstance(payload, bytes) else None)
@@ -122,7 +123,10 @@ def ui_proxy_handlers(proxy: UiProxy) -> Mapping[int, Handler]:
             return failed(_INTERNAL)
         if answer.is_success:
             return succeeded(answer.body)
-        log_failure(grant, "ui-proxy", "not done", status=answer.status)
+        # A guest brings about any 4xx at will.
+        log_failure(
+            grant, "ui-proxy", "not done", level=logging.DEBUG if _is_client_error(answer) else logging.WARNING, status=answer.status
+        )
         return failed(_case_of(answer))
 
     return {function_named("alga:extension/ui-proxy", "call-route").number: call_route}
