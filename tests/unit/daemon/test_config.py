@@ -50,6 +50,19 @@ def test_smallest_environment__has_the_careful_defaults(environment: dict[str, s
         ("RUNNERD_OPS__ADDRESS", "0.0.0.0:9464", "token"),
         ("RUNNERD_OPS__ADDRESS", "[::]:9464", "token"),
         ("RUNNERD_OPS__ADDRESS", "ops.internal:9464", "token"),
+        # Nobody needs guests where what trusts the machine listens, or where its identity is handed out.
+        *[
+            ("RUNNERD_EGRESS__ALLOWED_RANGES", f'["{network}"]', "no part of a private network")
+            for network in ("127.0.0.0/8", "::1/128", "169.254.0.0/16", "169.254.169.254/32", "fe80::/10", "0.0.0.0/0", "::/0", "8.0.0.0/7")
+        ],
+        ("RUNNERD_EGRESS__ALLOWED_RANGES", '["10.0.0.1/8"]', "host bits"),
+        ("RUNNERD_EGRESS__DENIED_RANGES", '["x"]', "egress"),
+        ("RUNNERD_EGRESS__HOSTS", '["*example.com"]', "hosts"),
+        ("RUNNERD_EGRESS__HOSTS", '["Example.com"]', "hosts"),
+        ("RUNNERD_EGRESS__PORTS", "[0]", "ports"),
+        ("RUNNERD_EGRESS__SCHEMES", '["ftp"]', "schemes"),
+        ("RUNNERD_EGRESS__NAME_SERVERS", '["resolver.example"]', "egress"),
+        ("RUNNERD_EGRESS__REQUEST_SECONDS", "31", "request_seconds"),
         ("RUNNERD_EVENTS__PER_INVOCATION", "-1", "per_invocation"),
         ("RUNNERD_EVENTS__DATA_BYTES", str(MIB + 1), "data_bytes"),
         ("RUNNERD_GRPC__TLS_KEY_FILE", "/key.pem", "belong together"),

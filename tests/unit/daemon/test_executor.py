@@ -17,8 +17,10 @@ from registry.domain.errors import Reason, RefusalError
 from registry.domain.headers import MAX_HEADER_BYTES, MAX_HEADERS
 from registry.domain.limits import OPERATOR_CEILING, OPERATOR_DEFAULTS, LimitWishes, clamp
 from registry.domain.records import Endpoint
-from runnerd.capabilities.catalog import BY_NAME
+from runnerd.capabilities.catalog import BY_NAME, HostFunction
 from runnerd.capabilities.grants import GuestUser, InvocationGrant
+from runnerd.capabilities.http import REQUEST_BYTES, RESPONSE_BYTES
+from runnerd.capabilities.results import HostResult, failed
 from runnerd.capabilities.values import arguments_to_wire
 from runnerd.dispatch.calls import OpenCall
 from runnerd.dispatch.connection import WorkerConnection
@@ -369,6 +371,40 @@ async def test_host_calls__are_brokered_for_their_own_tenant_and_counted() -> No
         assert result.usage.host_calls == 1
         assert made[0].end.replies[0][1].ok.record.items[2].data == b"value"
         assert kit.metric("host_calls_total", {"capability": "storage.kv", "result": "ok"}) == 1
+
+
+@pytest.mark.parametrize("survives", [True, False])
+async def test_egress__is_what_the_daemon_counted__however_the_call_ends(survives: bool) -> None:
+    fetch = BY_NAME["alga:extension/http", "fetch"]
+    request: dict[str, object] = {"method": "GET", "url": "https://a.example/", "headers": [], "body": None}
+
+    async def asks(worker: WorkerEnd) -> None:
+        await worker.greet()
+        call_id, _ = await worker.next_start()
+        asked = worker_pb2.HostCall(function=fetch.number, arguments=arguments_to_wire(fetch, (request,)))
+        await worker.say(FrameKind.HOST_CALL, call_id, asked)
+        await worker.next_of(FrameKind.HOST_REPLY)
+        if survives:
+            await worker.complete(call_id)
+            await worker.next_frame()
+
+    async def fetching(grant: InvocationGrant, function: HostFunction, arguments: tuple[object, ...]) -> HostResult:
+        grant.used.update({REQUEST_BYTES: 10, RESPONSE_BYTES: 2_000})
+        return failed("transport")
+
+    fork, _ = scripted(asks)
+    async with dispatching(fork, tenants=()) as kit:
+        kit.installs.add(make_install(kit.extension, capabilities=frozenset({"http.fetch"})))
+        kit.broker.call = fetching  # type: ignore[method-assign]
+        if survives:
+            usage = (await execute(kit)).usage
+            assert (usage.egress_request_bytes, usage.egress_response_bytes) == (10, 2_000)
+            assert kit.metric("egress_bytes_total", {"direction": "response"}) == 2_000
+        else:
+            with pytest.raises(RefusalError):
+                await execute(kit)
+        (record,) = kit.recorder.records
+        assert (record.egress_request_bytes, record.egress_response_bytes) == (10, 2_000)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("bug"), RefusalError(Reason.REGISTRY_UNAVAILABLE, "x")])
