@@ -283,14 +283,15 @@ class PlatformSettings(_Section):
     ca_file: Path | None = None
     """PEM: the only authorities whose certificates are believed; without it, those that browsers believe."""
     connect_seconds: Annotated[float, Field(gt=0, le=5)] = 2.0
-    call_seconds: Annotated[float, Field(gt=0, le=5)] = 4.5
-    """Of one call in all; a host call ends after five seconds whatever stands here."""
+    call_seconds: Annotated[float, Field(gt=0, le=4.9)] = 4.5
+    """Of one call in all. A host call ends after five seconds; before that, the platform's capabilities can still say what happened."""
     calls: Annotated[int, Field(ge=1, le=4_096)] = 64
     """At once."""
     calls_per_install: Annotated[int, Field(ge=1, le=256)] = 4
     answer_bytes: Annotated[int, Field(ge=4_096, le=8 * MIB)] = MIB
     """Of an internal route."""
-    proxy_answer_bytes: Annotated[int, Field(ge=4_096, le=32 * MIB)] = 10 * MIB
+    proxy_answer_bytes: Annotated[int, Field(ge=4_096, le=32 * MIB)] = 4 * MIB
+    """Of a route of ui-proxy. Times `calls`, this is what the daemon may have to hold."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -60,16 +61,19 @@ class FakePlatform:
     """Answers as `answer` says; remembers what it was asked and over which connection."""
 
     port: int = 0
+    scheme: str = "http"
     answer: Answer = field(default_factory=lambda: saying(200, b"{}"))
     received: list[Received] = field(default_factory=list)
     connections: list[list[Received]] = field(default_factory=list)
+    connected: int = 0
+    """Connections that stand."""
     open: int = 0
     most_open: int = 0
     """Requests that waited for an answer at once."""
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     @property
     def last(self) -> Received:
@@ -78,6 +82,13 @@ class FakePlatform:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         mine: list[Received] = []
         self.connections.append(mine)
+        self.connected += 1
+        try:
+            await self._serve(mine, reader, writer)
+        finally:
+            self.connected -= 1
+
+    async def _serve(self, mine: list[Received], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             while not writer.is_closing():
                 received = await _read(reader)
@@ -106,9 +117,9 @@ async def _read(reader: asyncio.StreamReader) -> Received:
 
 
 @asynccontextmanager
-async def fake_platform() -> AsyncIterator[FakePlatform]:
+async def fake_platform(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakePlatform]:
     """Serve on a port of the system's choice; nothing is left when the block ends."""
-    platform = FakePlatform()
+    platform = FakePlatform(scheme="http" if tls is None else "https")
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -121,10 +132,10 @@ async def fake_platform() -> AsyncIterator[FakePlatform]:
             writer.transport.abort()
         finally:
             tasks.discard(task)
-            with suppress(ConnectionError):
+            with suppress(ConnectionError, ssl.SSLError):
                 await writer.wait_closed()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=64 * 1024)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=64 * 1024, ssl=tls)
     platform.port = server.sockets[0].getsockname()[1]
     try:
         yield platform

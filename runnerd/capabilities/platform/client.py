@@ -23,6 +23,8 @@ from registry.domain.ids import InstallId
 from runnerd.capabilities.platform.connections import PlatformConnections
 
 _FIELD = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?\Z")
+_NOT_FINAL: Final = frozenset({408, 409, 425, 429})
+"""Too slow, at work on it, too early, too many: the same request may still be, or become, another's success."""
 _FREE_CHUNKS: Final = 1_024
 _LEAST_CHUNK_BYTES: Final = 512
 """Of those beyond the free ones, on average. Each chunk costs the daemon's loop some microseconds, however small it is."""
@@ -59,6 +61,16 @@ class PlatformAnswer:
     def is_success(self) -> bool:
         """Whether the platform did what it was asked to."""
         return 200 <= self.status < 300  # noqa: PLR2004 - HTTP's own
+
+    @property
+    def is_client_error(self) -> bool:
+        """Whether the platform found fault with the request."""
+        return 400 <= self.status < 500  # noqa: PLR2004 - HTTP's own
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the platform is done with a write: it made it, or it never will."""
+        return self.is_success or (self.is_client_error and self.status not in _NOT_FINAL)
 
 
 class PlatformClient:

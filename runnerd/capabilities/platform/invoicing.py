@@ -46,16 +46,11 @@ def invoicing_handlers(api: InternalApi) -> Mapping[int, Handler]:
         except (PlatformError, DocumentError) as error:
             log_failure(grant, "invoicing.createManualInvoice", str(error))
             return _unsuccessful(UNKNOWN)
-        if _is_final(answer):
+        if answer.is_final:
             grant.writes.settle(key)
         return result
 
     return {function_named("alga:extension/invoicing", "create-manual-invoice").number: create}
-
-
-def _is_final(answer: PlatformAnswer) -> bool:
-    """Tell whether the platform is done with a write: it made it, or it never will."""
-    return answer.is_success or is_refused(answer) or is_rejected(answer)
 
 
 def _result(grant: InvocationGrant, answer: PlatformAnswer) -> HostResult:

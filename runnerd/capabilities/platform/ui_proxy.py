@@ -73,7 +73,7 @@ class UiProxy:
                 deadline=grant.deadline,
             )
         )
-        if payload is not None and (answer.is_success or _is_client_error(answer)):
+        if payload is not None and answer.is_final:
             grant.writes.settle(key)
         return answer
 
@@ -124,9 +124,7 @@ def ui_proxy_handlers(proxy: UiProxy) -> Mapping[int, Handler]:
         if answer.is_success:
             return succeeded(answer.body)
         # A guest brings about any 4xx at will.
-        log_failure(
-            grant, "ui-proxy", "not done", level=logging.DEBUG if _is_client_error(answer) else logging.WARNING, status=answer.status
-        )
+        log_failure(grant, "ui-proxy", "not done", level=logging.DEBUG if answer.is_client_error else logging.WARNING, status=answer.status)
         return failed(_case_of(answer))
 
     return {function_named("alga:extension/ui-proxy", "call-route").number: call_route}
@@ -137,8 +135,4 @@ def _case_of(answer: PlatformAnswer) -> str:
         return _ROUTE_NOT_FOUND
     if is_refused(answer) or answer.status == TOO_MANY:
         return _DENIED
-    return _BAD_REQUEST if _is_client_error(answer) else _INTERNAL
-
-
-def _is_client_error(answer: PlatformAnswer) -> bool:
-    return 400 <= answer.status < 500  # noqa: PLR2004 - HTTP's own
+    return _BAD_REQUEST if answer.is_client_error else _INTERNAL

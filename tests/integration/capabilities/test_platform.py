@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import ssl
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from runnerd.capabilities.broker import CapabilityBroker
 from runnerd.capabilities.catalog import HostFunction
 from runnerd.capabilities.grants import GuestUser, InvocationGrant
-from runnerd.capabilities.platform import invoicing
+from runnerd.capabilities.platform import connections, invoicing
 from runnerd.capabilities.platform.assembly import Platform, PlatformSettingsError
 from runnerd.capabilities.platform.client import PlatformError
 from runnerd.capabilities.results import HostResult
 from runnerd.capabilities.values import reply_to_wire
 from runnerd.capabilities.writes import WriteLedger
 from tests.fakes.capabilities import INSTALL, USER, grant_of, make_broker, make_grant
+from tests.fakes.dispatch_kit import eventually
 from tests.fakes.platform_kit import (
     CALL_ROUTE,
     CLIENT,
@@ -38,7 +46,7 @@ from tests.fakes.platform_kit import (
     services_page,
     write_token,
 )
-from tests.fakes.platform_server import FakePlatform, document, saying
+from tests.fakes.platform_server import FakePlatform, document, fake_platform, saying
 
 CLIENT_VALUE = {
     "client_id": CLIENT,
@@ -412,7 +420,7 @@ async def test_a_write_whose_end_is_not_known_keeps_its_key(platform: FakePlatfo
 async def test_a_posted_route_has_a_key_and_a_get_has_none(platform: FakePlatform, broker: CapabilityBroker) -> None:
     grant = make_grant()
     for answer, route, payload in (
-        (saying(500), "x", b"1"),
+        (saying(409), "x", b"1"),
         (saying(200), "x", b"1"),
         (saying(200), "x", b"1"),
         (saying(200), "x", b"2"),
@@ -485,3 +493,76 @@ async def test_the_proxy_s_own_token_goes_along_and_is_never_the_internal_one(pl
 def test_user_of_the_fixtures_is_asserted() -> None:
     """What the tests above take for granted."""
     assert not USER.proven
+
+
+# --- whom the daemon believes ----------------------------------------------------------------------------------------------------------
+
+
+def make_authority(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """Make an authority, and a server that it vouches for."""
+    now = datetime.now(UTC)
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]) for name in ("authority", "server")]
+
+    def certificate(subject: int, *further: tuple[x509.ExtensionType, bool]) -> bytes:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(names[subject])
+            .issuer_name(names[0])
+            .public_key(keys[subject].public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(hours=1))
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(keys[subject].public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key()), critical=False)
+        )
+        for extension, critical in further:
+            builder = builder.add_extension(extension, critical=critical)
+        return builder.sign(keys[0], hashes.SHA256()).public_bytes(Encoding.PEM)
+
+    (folder / "ca.pem").write_bytes(certificate(0, (x509.BasicConstraints(ca=True, path_length=None), True)))
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    (folder / "server.pem").write_bytes(
+        certificate(1, (address, False)) + keys[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem")
+    return folder / "ca.pem", context
+
+
+async def test_only_the_authority_that_was_given_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ca_file, context = make_authority(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    other_ca, _ = make_authority(other)
+    async with fake_platform(context) as platform:
+        platform.answer = document(200, {"item": None})
+        async with platform_broker(platform, tmp_path, ca_file=ca_file) as broker:
+            assert (await asked(broker, GET_CLIENT, CLIENT)).error is None
+        # What the environment says about certificates is not asked for either.
+        monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
+        for wrong in (other_ca, None):
+            async with platform_broker(platform, tmp_path, ca_file=wrong) as broker:
+                assert (await asked(broker, GET_CLIENT, CLIENT)).error == "internal"
+        assert len(platform.received) == 1
+
+
+def test_a_file_without_certificates_is_found_at_start(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nothing")
+    for file in ("ca.pem", "absent.pem"):
+        with pytest.raises(PlatformSettingsError, match="certificates"):
+            Platform(options_for(tmp_path, "https://127.0.0.1:1", ca_file=tmp_path / file))
+
+
+async def test_connections_of_an_install_that_rests_are_closed(
+    platform: FakePlatform, broker: CapabilityBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "MOST_IDLE_INSTALLS", 2)
+    grants = [make_grant(install_id=f"0197a000-0000-7000-8000-{number:012}") for number in range(5)]
+    for grant in grants:
+        await asked(broker, CALL_ROUTE, "x", None, grant=grant)
+    await eventually(lambda: platform.connected == 0)
+    assert len(platform.connections) == 5
+    await asked(broker, CALL_ROUTE, "x", None, grant=grants[0])
+    assert len(platform.connections) == 6

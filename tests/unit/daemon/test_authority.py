@@ -48,11 +48,15 @@ def test_subject_token__proves_user_and_roles() -> None:
     authority = authorise(make_caller(subject=TOKEN, scopes=frozenset({"execute"})), make_request())
     assert authority.user is not None
     assert (authority.user.user_id, authority.user.name) == ("u-1", "A")
+    assert authority.user.proven
     assert authority.roles == {"ext:invoke", "admin"}
 
 
 def test_asserted_user__has_no_roles() -> None:
-    assert authorise(make_caller(), make_request(asserted_user=USER)).roles == frozenset()
+    authority = authorise(make_caller(), make_request(asserted_user=USER))
+    assert authority.roles == frozenset()
+    assert authority.user is not None
+    assert not authority.user.proven, "a service says so"
     assert authorise(make_caller(), make_request()).user is None
 
 

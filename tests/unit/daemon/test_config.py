@@ -8,6 +8,8 @@ import pytest
 
 from registry.deployment import is_loopback
 from registry.domain.limits import MIB, OPERATOR_CEILING, OPERATOR_DEFAULTS
+from runnerd.__main__ import EXIT_BAD_SETTINGS, _run
+from runnerd.capabilities.platform.assembly import PlatformSettingsError
 from runnerd.config import Cell, SettingsError, host_of, load, port_of
 from tests.fakes.daemon_settings import SECRET, smallest_environment
 
@@ -91,7 +93,7 @@ def test_smallest_environment__has_the_careful_defaults(environment: dict[str, s
         ("RUNNERD_PLATFORM__PROXY_BASE_URL", "https://platform.example.com/a/../b", "segment"),
         ("RUNNERD_PLATFORM__PROXY_BASE_URL", "https://platform.example.com:99999", "port"),
         ("RUNNERD_PLATFORM__PROXY_BASE_URL", "file:///platform", "https://host"),
-        ("RUNNERD_PLATFORM__CALL_SECONDS", "5.1", "call_seconds"),
+        ("RUNNERD_PLATFORM__CALL_SECONDS", "5", "call_seconds"),
         ("RUNNERD_PLATFORM__CALLS_PER_INSTALL", "0", "calls_per_install"),
     ],
 )
@@ -198,3 +200,11 @@ def test_platform__address_is_kept_without_its_last_slash(
     settings = load()
     assert settings.platform.base_url == base
     assert settings.share_of(Cell(index=1, count=4), grpc_port=1).platform.calls == settings.platform.calls // 4
+
+
+def test_platform__a_file_that_cannot_be_used_is_a_bad_setting() -> None:
+    async def refused() -> None:
+        message = "platform.ca_file /ca.pem cannot be read as certificates"
+        raise PlatformSettingsError(message)
+
+    assert _run(refused()) == EXIT_BAD_SETTINGS
