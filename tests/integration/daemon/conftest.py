@@ -19,8 +19,9 @@ from runnerd.dispatch.pool import PoolSettings
 from runnerd.dispatch.workers import WorkerFactory
 from runnerd.engine.profile import engine_fingerprint
 from runnerd.worker.settings import WorkerConfig
+from tests.fakes import guests as asset_guests
 from tests.fakes.daemon_process import Machine, make_machine
-from tests.fakes.dispatch_kit import CONNECTION, OTHER_TENANT, TENANT, Kit, dispatching, make_install
+from tests.fakes.dispatch_kit import CONNECTION, OTHER_TENANT, TENANT, Kit, dispatching, make_extension, make_install
 from tests.fakes.postgres import admin_database, database_urls, postgres_cluster
 from tests.fakes.wat_guests import BAD_STATUS, BIG, GROW, HELLO, HOARD, LOOP, RECURSE, TRAP, compiled
 
@@ -36,7 +37,9 @@ RunningKit = Callable[..., AbstractAsyncContextManager[Kit]]
 def guests() -> dict[str, CompiledExtension]:
     """Compiled guests by name."""
     ordinary = {f"{name}-unbridged": compiled(GUESTS[name], bridge=False) for name in ("hello", "big")}
-    return {name: compiled(code) for name, code in GUESTS.items()} | ordinary
+    last_words = asset_guests.compiled("log_and_spin")
+    speaking = {"last-words": make_extension(last_words.artifact, memories=last_words.memories, bridged=last_words.bridged)}
+    return {name: compiled(code) for name, code in GUESTS.items()} | ordinary | speaking
 
 
 @pytest.fixture

@@ -134,6 +134,25 @@ async def test_worker_killed_in_mid_call__typed_error_and_only_its_tenant_sees_i
         assert kit.recorder.records[0].reason == "WORKER_CRASHED"
 
 
+@pytest.mark.parametrize("end", ["killed", "cancelled", "cut"])
+async def test_last_words__of_a_call_that_does_not_return__are_in_its_record(real_dispatcher: RunningKit, end: str) -> None:
+    async with real_dispatcher() as kit:
+        call = asyncio.create_task(execute(kit, "last-words", wishes=LimitWishes(wall_time_ms=2_000 if end == "cut" else 20_000)))
+        await eventually(
+            lambda: any(opened.notes.log for worker in kit.pool.workers for opened in worker._table.calls) or call.done(), seconds=20
+        )
+        if end == "killed":
+            os.kill(next(worker.pid for worker in kit.pool.workers if worker.in_flight), signal.SIGKILL)
+        elif end == "cancelled":
+            call.cancel()
+        await asyncio.wait({call})
+        record = kit.recorder.records[0]
+        said = [(line["message"], line["stream"], line["level"]) for line in record.log]
+        assert said == [("last words", "log", "info")]
+        assert record.reason == {"killed": "WORKER_CRASHED", "cancelled": "CANCELLED", "cut": "wall_time"}[end]
+        assert call.cancelled() or call.exception() is not None or end == "cut"
+
+
 async def test_cancelled_caller__guest_ends_and_the_slot_is_free(real_dispatcher: RunningKit) -> None:
     async with real_dispatcher() as kit:
         call = asyncio.create_task(execute(kit, "loop"))
