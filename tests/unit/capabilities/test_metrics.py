@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+import time
+from typing import Any, cast
 
 import pytest
 
-from registry.domain.measurements import MeasurementKind
-from registry.services.measurements import MeasurementCase, MeasurementRefusalError
+from registry.database import Database
+from registry.domain.limits import OPERATOR_DEFAULTS
+from registry.domain.measurements import MAX_SERIES, MeasurementKind
+from registry.services.measurements import MeasurementCase, MeasurementRecorder, MeasurementRefusalError
 from runnerd.capabilities.catalog import BY_NAME
 from runnerd.capabilities.metrics import metrics_handlers
+from runnerd.dispatch.calls import CallTable, HostCallRequested
+from runnerd.dispatch.host_calls import HostCallDesk
+from runnerd.telemetry.metrics import Metrics
 from tests.fakes.capabilities import INSTALL, grant_of, make_broker
 
 ADD, SET, RECORD = (BY_NAME["extrunner:host/metrics", name] for name in ("counter-add", "gauge-set", "histogram-record"))
@@ -48,6 +54,30 @@ async def test_a_refusal_is_the_guests_case_and_repeats_nothing_of_the_guests(
         result = await broker.call(grant_of("metrics.emit"), ADD, ("MARKER", math.nan, [{"name": "MARKER", "value": "MARKER"}]))
     assert (result.error, result.denial) == (case, None)
     assert "MARKER" not in caplog.text
+
+
+async def test_ten_thousand_names_labels_and_values_make_no_series_of_the_operators() -> None:
+    """T43: from the desk that counts host calls down to the recorder, none of whose values are ever written here."""
+    metrics, recorder = Metrics(), MeasurementRecorder(cast("Database", None))
+    desk = HostCallDesk(make_broker(metrics_handlers(recorder)), metrics)
+    call = CallTable().open(grant=grant_of("metrics.emit"), limits=OPERATOR_DEFAULTS, deadline=time.monotonic() + 600)
+
+    def series() -> set[str]:
+        return {line.rpartition(" ")[0] for line in metrics.render().decode().splitlines() if not line.startswith("#")}
+
+    before = series()
+    for number in range(3_400):
+        for function, name in ((ADD, f"name_{number}"), (SET, "extrunner_executions_total"), (RECORD, "name")):
+            labels = [{"name": "user", "value": str(number)}, {"name": "capability", "value": f"v{number}"}]
+            arguments = (name, float(number), labels)
+            await desk.answer(HostCallRequested(call=call, function=function, arguments=arguments))
+    assert series() == before
+    assert recorder.gathered == MAX_SERIES
+    counted = [
+        metrics.registry.get_sample_value("extrunner_host_calls_total", {"capability": "metrics.emit", "result": result})
+        for result in ("ok", "error")
+    ]
+    assert sum(count or 0 for count in counted) == 10_200
 
 
 async def test_without_the_capability_nothing_is_measured() -> None:
