@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Final, NoReturn
 
 from runnerd.capabilities.shapes import TEXT_BYTES
@@ -129,7 +130,7 @@ class Document:
 
     def optional_nested(self, name: str) -> Document | None:
         """Return an object; None where the field is null. The field itself must be there: an answer without it is another answer."""
-        if not self._spellings(name) & self._content.keys():
+        if name not in self._content and _snake(name) not in self._content:
             _wrong(name)
         value = self._raw(name)
         return None if value is None else Document(value)
@@ -147,15 +148,12 @@ class Document:
         return value if isinstance(value, dict) else {}
 
     def _raw(self, name: str) -> Any:
-        camel, snake = name, _snake(name)
-        return self._content.get(camel) if camel in self._content else self._content.get(snake)
-
-    @staticmethod
-    def _spellings(name: str) -> frozenset[str]:
-        return frozenset({name, _snake(name)})
+        return self._content[name] if name in self._content else self._content.get(_snake(name))
 
 
+@cache
 def _snake(name: str) -> str:
+    # Names are those of the contract; the cache has one entry for each.
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 
 
