@@ -105,9 +105,13 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
         pytest.param(raw(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"), id="another protocol offered"),
     ],
 )
-async def test_an_answer_that_breaks_a_bound_is_a_failure(platform: FakePlatform, broker: CapabilityBroker, answer: Answer) -> None:
+async def test_an_answer_that_breaks_a_bound_is_a_failure(
+    platform: FakePlatform, broker: CapabilityBroker, answer: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
     platform.answer = answer
     await everything_fails(broker)
+    assert caplog.text.count("platform call failed") == len(CALLS)
+    assert "in time" not in caplog.text, "the bound ended it, not the clock"
 
 
 @pytest.mark.parametrize(
