@@ -29,6 +29,9 @@ from registry.domain.limits import MAX_SIGNATURE_BYTES
 from registry.migrations.roles import ADMIN
 from registry.provenance.domains import TrustConfigurationError, load_trust_domains
 from registry.provenance.verifier import BundleVerifier
+from registry.secrets.envelope import KeyServiceError
+from registry.secrets.local_keys import SecretKeyError
+from registry.secrets.sealing import Sealer, build_sealer
 from registry.services.catalogue import CatalogueService
 from registry.services.executions import ExecutionQuery
 from registry.services.installing import InstallService
@@ -36,6 +39,7 @@ from registry.services.measurements import MeasurementQuery
 from registry.services.publishers import PublisherService
 from registry.services.publishing import PublishingLimits, PublishingService, StoredSignatureCheck, WarmOutcome
 from registry.services.revocations import RevocationService
+from registry.services.secrets import SecretWriter
 
 _MAX_URL_BYTES: Final = 4096
 
@@ -57,7 +61,7 @@ async def open_admin_face(
     """Connect, compose, yield the face, and close.
 
     Raises:
-        StartError: the database URL, its role or the trust domains cannot be used, or are not for production.
+        StartError: the database URL, its role, the trust domains or the key for secrets cannot be used, or are not for production.
         RefusalError: REGISTRY_UNAVAILABLE.
     """
     try:
@@ -68,6 +72,9 @@ async def open_admin_face(
         raise StartError(str(error)) from error
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.aclose)
+        sealer = _sealer(settings, refuse_development_keys=environment == Environment.PRODUCTION)
+        if sealer is not None:
+            stack.push_async_callback(sealer.aclose)
         store = LocalBundleStore(settings.bundle_store)
         stack.push_async_callback(store.aclose)
         warmer = Warmer(runner)
@@ -84,6 +91,7 @@ async def open_admin_face(
             ),
             publishers=PublisherService(database),
             installs=InstallService(database, verify_bundle=StoredSignatureCheck(store, verifier)),
+            secrets=SecretWriter(database, sealer),
             executions=ExecutionQuery(database),
             measurements=MeasurementQuery(database),
             revocations=RevocationService(database),
@@ -120,6 +128,15 @@ def read_database_url(file: Path, *, embedded_allowed: bool) -> str:
         message = f"{file}: names an embedded PostgreSQL, which is for development only"
         raise StartError(message)
     return url
+
+
+def _sealer(settings: AdminSettings, *, refuse_development_keys: bool) -> Sealer | None:
+    if settings.secrets is None:
+        return None
+    try:
+        return build_sealer(settings.secrets, refuse_development_keys=refuse_development_keys)
+    except (SecretKeyError, KeyServiceError) as error:
+        raise StartError(str(error)) from error
 
 
 def _check(database: Database) -> Check:

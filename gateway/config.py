@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from registry.deployment import Environment, is_loopback, refuse_unknown_settings
 from registry.domain.limits import MIB
+from registry.secrets.settings import SealingSettings
 from registry.tokens import GATEWAY_AUDIENCE, MAX_SERVICE_TOKEN_SECONDS
 
 PREFIX: Final = "GATEWAY_"
@@ -99,6 +100,8 @@ class AdminSettings(_Section):
     trust_domains_file: Path
     work_dir: Path
     """Folder for bundles while they are checked."""
+    secrets: SealingSettings | None = None
+    """What seals secrets of installs; without it none can be set."""
     publish_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 600
     max_publishing: Annotated[int, Field(ge=1, le=64)] = 4
     """Publications that are checked at the same time."""
@@ -155,6 +158,9 @@ class GatewaySettings(BaseSettings):
         # SECURITY: a bearer token over plaintext is everybody's (T8).
         if self.runner.tls_root_file is None and not self.runner.is_loopback:
             message = f"the runner {self.runner.target!r} is not on this machine; give GATEWAY_RUNNER__TLS_ROOT_FILE"
+            raise ValueError(message)
+        if self.is_production and self.admin is not None and self.admin.secrets is not None and self.admin.secrets.is_plaintext:
+            message = "admin.secrets: a key service without TLS needs ENV=development"
             raise ValueError(message)
         if self.is_production and self.serve is Serve.ALL and not self.one_process_in_production:
             message = "serve=all in production needs GATEWAY_ONE_PROCESS_IN_PRODUCTION=true; better run two processes"

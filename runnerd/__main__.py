@@ -17,6 +17,8 @@ from registry.domain.errors import RefusalError
 from registry.key_sets import KeySetError
 from registry.logs import configure_logs
 from registry.provenance.domains import TrustConfigurationError
+from registry.secrets.envelope import SecretEnvelopeError
+from registry.secrets.local_keys import SecretKeyError
 from runnerd.app import package_version, run, run_cell
 from runnerd.artifacts.keys import ArtifactKeyError
 from runnerd.capabilities.platform.assembly import PlatformSettingsError
@@ -98,6 +100,8 @@ def _run(work: Coroutine[Any, Any, None]) -> int:
         OSError,
         RefusalError,
         RuntimeError,
+        SecretEnvelopeError,
+        SecretKeyError,
         TrustConfigurationError,
         UnsafeDatabaseRoleError,
         UnusableWorkerError,

@@ -19,10 +19,12 @@ from registry.domain.digests import ContentHash
 from registry.domain.errors import Reason, RefusalError
 from registry.provenance.domains import load_trust_domains
 from registry.provenance.verifier import BundleVerifier
+from registry.secrets.opening import build_opener
 from registry.services.events import EventOutbox
 from registry.services.executions import ExecutionRecorder
 from registry.services.measurements import MeasurementRecorder
 from registry.services.resolution import Resolver
+from registry.services.secret_reading import SecretMemory, SecretReader
 from registry.services.storage import StorageService
 from registry.tokens import ClaimNames, TokenVerifier
 from runnerd.artifacts.ahead import AheadChecker
@@ -38,7 +40,9 @@ from runnerd.capabilities.events import events_handlers
 from runnerd.capabilities.handlers import Handler
 from runnerd.capabilities.http import FetchLimits, http_handlers
 from runnerd.capabilities.metrics import metrics_handlers
+from runnerd.capabilities.platform.api_keys import SecretApiKeys
 from runnerd.capabilities.platform.assembly import Platform, PlatformOptions
+from runnerd.capabilities.secrets import InstallSecrets, secrets_handlers
 from runnerd.capabilities.settings import settings_handlers
 from runnerd.capabilities.storage import storage_handlers
 from runnerd.capabilities.unavailable import unavailable_handlers
@@ -249,14 +253,15 @@ async def _broker(
     settings: RunnerdSettings, database: Database, measurements: MeasurementRecorder, metrics: Metrics, stack: AsyncExitStack
 ) -> CapabilityBroker:
     """Make the broker and what its capabilities need; `stack` closes it."""
-    platform = _platform(settings)
+    secrets = _secrets(settings, database, stack)
+    platform = _platform(settings, secrets)
     stack.push_async_callback(platform.aclose)
     egress = await _egress(settings, metrics)
     if egress is not None:
         stack.push_async_callback(egress.aclose)
     fetching = _fetching(settings.egress, egress, metrics)
     return CapabilityBroker(
-        (*_capabilities(settings, database, measurements, platform), fetching),
+        (*_capabilities(settings, database, measurements, platform, secrets), fetching),
         longer=dict.fromkeys(fetching, settings.egress.request_seconds + FETCH_GRACE_SECONDS),
     )
 
@@ -297,7 +302,11 @@ async def _egress(settings: RunnerdSettings, metrics: Metrics) -> EgressClient |
 
 
 def _capabilities(
-    settings: RunnerdSettings, database: Database, measurements: MeasurementRecorder, platform: Platform
+    settings: RunnerdSettings,
+    database: Database,
+    measurements: MeasurementRecorder,
+    platform: Platform,
+    secrets: InstallSecrets | None,
 ) -> Iterable[Mapping[int, Handler]]:
     """Make every capability, with what is behind it."""
     return (
@@ -305,7 +314,7 @@ def _capabilities(
         user_handlers(),
         storage_handlers(StorageService(database)),
         unavailable_handlers("extrunner:host/kv"),
-        unavailable_handlers("alga:extension/secrets"),
+        unavailable_handlers("alga:extension/secrets") if secrets is None else secrets_handlers(secrets),
         *platform.handlers(),
         unavailable_handlers("alga:extension/scheduler"),
         metrics_handlers(measurements),
@@ -313,7 +322,7 @@ def _capabilities(
     )
 
 
-def _platform(settings: RunnerdSettings) -> Platform:
+def _platform(settings: RunnerdSettings, secrets: InstallSecrets | None) -> Platform:
     platform = settings.platform
     return Platform(
         PlatformOptions(
@@ -329,7 +338,8 @@ def _platform(settings: RunnerdSettings) -> Platform:
             calls_per_install=platform.calls_per_install,
             answer_bytes=platform.answer_bytes,
             proxy_answer_bytes=platform.proxy_answer_bytes,
-        )
+        ),
+        api_keys=None if secrets is None else SecretApiKeys(secrets),
     )
 
 
@@ -426,6 +436,16 @@ def _hardening(name: str, applied: bool) -> HardeningState:  # noqa: FBT001 - an
 def package_version() -> str:
     """Return the version of this build."""
     return metadata.version("extrunner")
+
+
+def _secrets(settings: RunnerdSettings, database: Database, stack: AsyncExitStack) -> InstallSecrets | None:
+    if settings.secrets is None:
+        return None
+    opener = build_opener(settings.secrets, refuse_development_keys=settings.is_production)
+    memory = SecretMemory(seconds=settings.secrets.memory_seconds, entries=settings.secrets.memory_entries)
+    reader = SecretReader(database, opener, memory=memory)
+    stack.push_async_callback(reader.aclose)
+    return InstallSecrets(reader)
 
 
 def _verifier(settings: RunnerdSettings, metrics: Metrics) -> BundleVerifier:

@@ -23,6 +23,8 @@ from registry.domain.egress import DEFAULT_PORTS, is_host_pattern
 from registry.domain.events import EventLimits
 from registry.domain.limits import MIB, OPERATOR_CEILING, OPERATOR_DEFAULTS, ExecutionLimits, LimitWishes, clamp
 from registry.domain.paths import check_normal_form
+from registry.secrets.settings import OpeningSettings
+from registry.services.secret_reading import MAX_MEMORY_SECONDS
 from registry.tokens import GATEWAY_AUDIENCE, RUNNER_AUDIENCE
 
 PREFIX: Final = "RUNNERD_"
@@ -394,6 +396,15 @@ class LimitsSettings(_Section):
         return self
 
 
+class SecretsSettings(OpeningSettings):
+    """Which keys open secrets of installs, and how much of what was opened is remembered."""
+
+    memory_seconds: Annotated[float, Field(ge=0, le=MAX_MEMORY_SECONDS)] = MAX_MEMORY_SECONDS
+    """How long a value is remembered at most, and never beyond its expiry; 0 opens it anew each time."""
+    memory_entries: Annotated[int, Field(ge=1, le=4_096)] = 256
+    """Values remembered; one has 64 KiB at most."""
+
+
 class RunnerdSettings(BaseSettings):
     """All settings; frozen, unknown ones refused."""
 
@@ -424,6 +435,8 @@ class RunnerdSettings(BaseSettings):
     ops: OpsSettings = OpsSettings()
     events: EventsSettings = EventsSettings()
     platform: PlatformSettings = PlatformSettings()
+    secrets: SecretsSettings | None = None
+    """Without it this runner has no key, and no extension gets a secret."""
     assets: AssetsSettings = AssetsSettings()
     database: DatabaseSettings
     services: ServicesSettings
@@ -505,6 +518,10 @@ class RunnerdSettings(BaseSettings):
             message = "require_hardening=false needs ENV=development"
             raise ValueError(message)
         self._check_allowed_ranges()
+        # SECURITY: whoever listens between us and the key service would have what it opens (T8).
+        if self.is_production and self.secrets is not None and self.secrets.is_plaintext:
+            message = "secrets: a key service without TLS needs ENV=development"
+            raise ValueError(message)
         if self.database.url is not None:
             self._check_database(self.database.url.get_secret_value())
         if self.workers.ceiling and self.workers.floor > self.workers.ceiling:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,6 +17,7 @@ import typer
 from registry import migrations
 from registry.cli.options import DEFAULT_STATE_FOLDER, JsonOption, StateOption
 from registry.cli.output import Progress, UnavailableError, UsageError, endings, file_errors, result
+from registry.cli.rewrapping import read_rewrap_settings, rewrap
 from registry.cli.state import read_json, state_at
 from registry.database import Database, UnsafeDatabaseRoleError
 from registry.embedded_postgres import EmbeddedPostgresError, read_urls
@@ -89,6 +91,27 @@ def make_roles(
         except RoleSetupError as exc:
             raise UnavailableError(str(exc)) from exc
         result({"database": database, "roles": list(ROLES)}, as_json=as_json, text=f"database {database}, roles {', '.join(ROLES)}")
+
+
+@db.command("rewrap-secrets")
+def rewrap_secrets(
+    keys: Annotated[
+        Path, typer.Option("--keys", metavar="FILE", help='JSON: {"opening": {…old and new key…}, "sealing": {…new key…}}; see operations.')
+    ],
+    *,
+    url_file: UrlFileOption = None,
+    state: StateOption = DEFAULT_STATE_FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """Put every secret under the present key, as ext_maintenance. May be stopped and repeated. Exit code 1 where one does not open."""
+    with endings(as_json=as_json), file_errors():
+        url = _url_of(MAINTENANCE, url_file, state)
+        with Progress("wrapping secrets anew"):
+            report = rewrap(url, read_rewrap_settings(keys))
+        text = f"{report.rewrapped} under {report.kek_id}; {report.overtaken} written by others meanwhile, {report.refused} refused"
+        result(asdict(report), as_json=as_json, text=text)
+        if report.refused:
+            raise typer.Exit(1)
 
 
 @db.command("sweep")

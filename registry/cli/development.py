@@ -31,6 +31,7 @@ from registry.key_sets import KeySetError, generate_key_set
 from registry.migrations.roles import OWNER
 from registry.provenance.dev_trust import DevTrust
 from registry.provenance.verifier import TrustConfigurationError
+from registry.secrets.local_keys import SecretKeyError, generate_key_pair
 
 HOST: Final = "127.0.0.1"
 _START_SECONDS: Final = 60.0
@@ -286,7 +287,10 @@ def _make_keys(state: MachineState) -> None:
                 # A private key without its public half is left over from an attempt that was interrupted.
                 (state.keys / f"{name}.private.jwk").unlink(missing_ok=True)
                 generate_key_set(state.keys, name)
-    except (TrustConfigurationError, KeySetError) as exc:
+        if not (state.keys / "secrets.public.jwk").exists():
+            (state.keys / "secrets.private.jwk").unlink(missing_ok=True)
+            generate_key_pair(state.keys, development=True)
+    except (TrustConfigurationError, KeySetError, SecretKeyError) as exc:
         message = f"The keys of this machine cannot be used: {exc}"
         raise UsageError(message) from exc
 

@@ -49,6 +49,7 @@ def gateway_environment(state: MachineState, ports: Ports, host: str) -> dict[st
         "GATEWAY_ADMIN__BUNDLE_STORE": str(state.bundles),
         "GATEWAY_ADMIN__TRUST_DOMAINS_FILE": str(state.trust_domains),
         "GATEWAY_ADMIN__WORK_DIR": str(state.work),
+        "GATEWAY_ADMIN__SECRETS__LOCAL__PUBLIC_KEY_FILE": str(state.keys / "secrets.public.jwk"),
     }
 
 
@@ -67,6 +68,7 @@ def runnerd_environment(state: MachineState, ports: Ports, host: str) -> dict[st
         "RUNNERD_TRUST_DOMAINS_FILE": str(state.trust_domains),
         "RUNNERD_OBJECT_STORE_URL": state.bundles.as_uri(),
         "RUNNERD_CACHE_DIR": str(state.cache),
+        "RUNNERD_SECRETS__LOCAL__PRIVATE_KEY_FILES": json.dumps([str(state.keys / "secrets.private.jwk")]),
         "RUNNERD_ARTIFACTS__KEY_FILE": str(state.keys / "artifacts.ed25519"),
         "RUNNERD_DRAIN_SECONDS": "5",
     }

@@ -11,6 +11,7 @@ from registry.models.event_usage import ExtensionEventUsage
 from registry.models.execution_log import ExtensionExecutionLog
 from registry.models.install import TenantExtensionInstall
 from registry.models.install_config import TenantExtensionInstallConfig
+from registry.models.install_secrets import TenantExtensionInstallSecret
 from registry.models.measurement import ExtensionMeasurement
 from registry.models.publisher import ExtensionPublisher
 from registry.models.publisher_identity import ExtensionPublisherIdentity
@@ -38,4 +39,5 @@ __all__ = [
     "ExtensionVersion",
     "TenantExtensionInstall",
     "TenantExtensionInstallConfig",
+    "TenantExtensionInstallSecret",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from registry.domain.egress import NO_EGRESS, InstallEgress
 from registry.domain.ids import ExtensionId, InstallId, TenantId, VersionId, new_id
+from runnerd.capabilities.redaction import RevealedValues
 from runnerd.capabilities.writes import WriteLedger
 
 
@@ -54,3 +55,5 @@ class InvocationGrant:
     """Keys of what it writes at the host platform."""
     used: Counter[str] = field(default_factory=Counter, compare=False)
     """How much it has used of what one invocation may use only so often, by a word of the capability's own."""
+    revealed: RevealedValues = field(default_factory=RevealedValues, compare=False)
+    """Secrets that it was given; hidden in what is kept about it."""

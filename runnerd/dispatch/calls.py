@@ -262,7 +262,8 @@ class CallTable:
                 raise ViolationError(message)
             if call.log_lines <= call.limits.log_lines and call.log_bytes <= call.limits.log_bytes:
                 stream, level = LOG_STREAMS[line.level]
-                entry = {"level": level, "stream": stream, "message": line.message, "offset_us": str(line.offset_us)}
+                message = call.grant.revealed.hide(line.message)
+                entry = {"level": level, "stream": stream, "message": message, "offset_us": str(line.offset_us)}
                 call.notes.log.append(entry | {"truncated": "true"} if line.truncated else entry)
 
     def _on_done(self, call: OpenCall, frame: Frame) -> CallFinished | None:

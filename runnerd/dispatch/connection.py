@@ -277,7 +277,7 @@ class WorkerConnection:
             outcome: Outcome = wall_time_exceeded(call.limits, measured.wall_us)
         else:
             try:
-                outcome = judge(finished, call.limits, measured)
+                outcome = judge(finished, call.limits, measured, hide=call.grant.revealed.hide)
             except ViolationError as error:
                 self._violated(error, by=call)
                 raise WorkerDiedError(started=True, had_host_calls=call.host_calls > 0) from error

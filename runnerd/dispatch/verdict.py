@@ -6,6 +6,7 @@ and headers are checked here again, usage is clamped to what the daemon measured
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -45,8 +46,14 @@ class Measured:
     """The answer came after the deadline."""
 
 
-def judge(finished: FinishedCall, limits: ExecutionLimits, measured: Measured) -> Outcome:
+def judge(finished: FinishedCall, limits: ExecutionLimits, measured: Measured, *, hide: Callable[[str], str] = str) -> Outcome:
     """Decide how a call ended.
+
+    Args:
+        finished: what the worker said.
+        limits: of the call.
+        measured: what the daemon saw.
+        hide: takes the secrets that the call was given out of a guest's sentence.
 
     Raises:
         ViolationError: the worker said something that cannot be.
@@ -58,14 +65,14 @@ def judge(finished: FinishedCall, limits: ExecutionLimits, measured: Measured) -
     if measured.late:
         return wall_time_exceeded(limits, measured.wall_us)
     if kind == "internal_error":
-        raise WorkerInternalError(_printable(done.internal_error))
+        raise WorkerInternalError(_printable(hide(done.internal_error)))
     if kind == "trapped":
-        return Trapped(kind=_member(TrapKind, done.trapped.kind), message=_printable(done.trapped.message))
+        return Trapped(kind=_member(TrapKind, done.trapped.kind), message=_printable(hide(done.trapped.message)))
     if kind == "limit":
         limit = _member(LimitKind, done.limit.limit)
         return LimitExceeded(limit=limit, used=_used(limit, done, measured), allowed=_allowed(limit, limits, done.limit.allowed))
     if kind == "guest_error":
-        return GuestError(message=_printable(done.guest_error))
+        return GuestError(message=_printable(hide(done.guest_error)))
     return _completed(done.completed, finished.body)
 
 

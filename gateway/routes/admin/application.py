@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from gateway import problems
 from gateway.auth import Authenticator
-from gateway.routes.admin import bundles, denylist, executions, extensions, installs, measurements, publishers
+from gateway.routes.admin import bundles, denylist, executions, extensions, installs, measurements, publishers, secrets
 from gateway.routes.admin.access import Gate
 from gateway.routes.admin.bundles import Publishes
 from gateway.routes.admin.models import Problem
@@ -21,6 +21,7 @@ from registry.services.installing import InstallService
 from registry.services.measurements import MeasurementQuery
 from registry.services.publishers import PublisherService
 from registry.services.revocations import RevocationService
+from registry.services.secrets import SecretWriter
 
 BUNDLES_PATH: Final = "/bundles"
 _BEARER = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
@@ -33,6 +34,7 @@ class AdminServices:
     publishing: Publishes
     publishers: PublisherService
     installs: InstallService
+    secrets: SecretWriter
     executions: ExecutionQuery
     measurements: MeasurementQuery
     revocations: RevocationService
@@ -56,6 +58,7 @@ def build_admin_app(services: AdminServices, *, authenticator: Authenticator) ->
         bundles.build_router(services.publishing),
         publishers.build_router(services.publishers),
         installs.build_router(services.installs, services.warmer),
+        secrets.build_router(services.secrets),
         executions.build_router(services.executions),
         measurements.build_router(services.measurements),
         denylist.build_router(services.revocations),

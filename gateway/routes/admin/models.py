@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from registry.secrets.binding import MAX_VALUE_BYTES
 
 Item = TypeVar("Item")
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -272,6 +274,36 @@ class MeasurementsModel(BaseModel):
     """Everything that an install measured."""
 
     items: list[MeasurementModel]
+
+
+class NewSecret(_Request):
+    """A secret to set. It can be replaced and deleted, never read."""
+
+    value: SecretStr = Field(min_length=1, max_length=MAX_VALUE_BYTES)
+    """1 byte to 64 KiB as UTF-8."""
+    expires_at: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    """From then on the extension is told "expired"; never, where absent."""
+
+
+class SecretModel(_Response):
+    """A secret without its value."""
+
+    name: str
+    version: int
+    """Grows with each write."""
+    kek_id: str
+    """The key that it is sealed under."""
+    expires_at: datetime | None
+    is_expired: bool
+    created_at: datetime
+    updated_at: datetime
+    updated_by: str
+
+
+class SecretsModel(BaseModel):
+    """All secrets of an install: 64 at most."""
+
+    items: list[SecretModel]
 
 
 class ExecutionModel(_Response):

@@ -30,7 +30,10 @@ from registry.repositories.events import EventRepository, EventUsage, NewEvent
 from registry.repositories.executions import ExecutionRepository
 from registry.repositories.installs import InstallRepository, InstallView, NewInstall
 from registry.repositories.measurements import MeasurementRepository
+from registry.repositories.secrets import SecretRepository
 from registry.repositories.storage import StorageRepository, StorageUsage
+from registry.secrets.binding import Binding
+from registry.secrets.envelope import Envelope, WrappedKey
 from registry.services.events import EventContent, EventOutbox, Publisher
 from registry.services.executions import ExecutionRecorder
 from registry.services.measurements import MeasurementRecorder
@@ -41,6 +44,7 @@ _PREDICATE = re.compile(r"\b(?:\w+\.)?tenant_id = %\(tenant_id\)s(?:::\w+)?")
 _TABLES = (
     "tenant_extension_install",
     "tenant_extension_install_config",
+    "tenant_extension_install_secrets",
     "ext_storage_record",
     "ext_storage_usage",
     "extension_event",
@@ -145,6 +149,24 @@ def _events(method: str, attack: Callable[[EventRepository, Victim], Awaitable[o
     )
 
 
+def _secrets(
+    method: str, attack: Callable[[SecretRepository, InstallId], Awaitable[object]], *, role: str = ADMIN, leaks: bool = True
+) -> Case:
+    return Case(
+        repository=SecretRepository,
+        method=method,
+        role=role,
+        attack=lambda session, tenant, victim: attack(SecretRepository(session, tenant), victim.install.install_id),
+        leaks=leaks,
+    )
+
+
+async def _put_secret(repository: SecretRepository, install_id: InstallId, version: int) -> object:
+    # For a tenant of the repository's own; what it writes over is what the statement says.
+    place = Binding(tenant_id=OTHER_TENANT, install_id=install_id, name="api_key", version=version)
+    return await repository.put(place, _EVIL, expires_at=None, actor="evil")
+
+
 def _new_event(victim: Victim) -> NewEvent:
     return NewEvent(
         event_id=new_id(),
@@ -161,6 +183,7 @@ def _new_event(victim: Victim) -> NewEvent:
     )
 
 
+_EVIL = Envelope(key=WrappedKey(kek_id="local:evil", wrapped=b"evil"), ciphertext=b"evil")
 _SERIES = series_of(MeasurementKind.COUNTER, "orders", ())
 _CHANGE = {_SERIES: first_change(MeasurementKind.COUNTER, 666.0, datetime.now(UTC))}
 CASES = [
@@ -203,6 +226,15 @@ CASES = [
         ),
         leaks=False,
     ),
+    _secrets("lock_install", lambda repository, install_id: repository.lock_install(install_id, expires_at=None)),
+    _secrets("find_install", lambda repository, install_id: repository.find_install(install_id)),
+    _secrets("versions", lambda repository, install_id: repository.versions(install_id)),
+    _secrets("put", lambda repository, install_id: _put_secret(repository, install_id, 1), leaks=False),
+    _secrets("put", lambda repository, install_id: _put_secret(repository, install_id, 2)),
+    _secrets("delete", lambda repository, install_id: repository.delete(install_id, "api_key")),
+    _secrets("list_secrets", lambda repository, install_id: repository.list_secrets(install_id)),
+    _secrets("find", lambda repository, install_id: repository.find(install_id, "api_key"), role=RUNNER),
+    _secrets("names", lambda repository, install_id: repository.names(install_id), role=RUNNER),
     Case(
         repository=AuditRepository,
         method="record",
@@ -273,6 +305,10 @@ async def _victim(urls: Mapping[str, str]) -> Victim:
     event_id = await EventOutbox(runner).publish(
         publisher, EventContent(topic="note.added", content_type="text/plain", data=b"secret of A")
     )
+    async with admin.tenant_session(TENANT) as session:
+        place = Binding(tenant_id=TENANT, install_id=view.install_id, name="api_key", version=1)
+        sealed = Envelope(key=WrappedKey(kek_id="local:a", wrapped=b"wrapped"), ciphertext=b"secret of A")
+        assert await SecretRepository(session, TENANT).put(place, sealed, expires_at=None, actor="alice")
     await runner.aclose()
     await admin.aclose()
     return Victim(install=view, execution=record, event_id=event_id)
@@ -290,7 +326,7 @@ async def _attack(database: Database, case: Case, victim: Victim, *, as_tenant: 
 def _reveals(case: Case, result: object) -> bool:
     if case.method in {"add", "add_batch"}:
         return False  # What it returns is B's own; A's rows are compared instead.
-    return result not in (None, False, ())
+    return result not in (None, False, (), {})
 
 
 @_each_case

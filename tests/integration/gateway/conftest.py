@@ -21,6 +21,9 @@ from registry.domain.digests import content_hash
 from registry.provenance.dev_trust import DevTrust
 from registry.provenance.domains import load_trust_domains
 from registry.provenance.verifier import BundleVerifier
+from registry.secrets.local_keys import GeneratedKeyPair
+from registry.secrets.sealing import build_sealer
+from registry.secrets.settings import LocalSealingSettings, SealingSettings
 from registry.services.catalogue import CatalogueService
 from registry.services.executions import ExecutionQuery
 from registry.services.installing import InstallService
@@ -28,7 +31,9 @@ from registry.services.measurements import MeasurementQuery
 from registry.services.publishers import PublisherService
 from registry.services.publishing import PublishingLimits, PublishingService, StoredSignatureCheck, WarmOutcome
 from registry.services.revocations import RevocationService
+from registry.services.secrets import SecretWriter
 from tests.fakes.gateway_kit import GatewayKit, gateway_kit
+from tests.fakes.sealing import make_pair
 
 ALICE = "https://dev.invalid/people/alice"
 MALLORY = "https://dev.invalid/people/mallory"
@@ -42,6 +47,8 @@ class AdminKit:
     client: httpx.AsyncClient
     trust: DevTrust
     database: Database
+    secrets: GeneratedKeyPair
+    """For tests that open what was sealed; the gateway has the public half."""
 
     async def ask(self, method: str, path: str, *roles: str, tenant: str = "t1", **arguments: Any) -> httpx.Response:
         headers = {**self.gateway.bearer(tenant=tenant, roles=roles), **arguments.pop("headers", {})}
@@ -79,12 +86,16 @@ async def admin(admin_database: Database, tmp_path: Path) -> AsyncIterator[Admin
         warmer = Warmer(outer.runner_client)
         stack.push_async_callback(warmer.aclose)
         limits = PublishingLimits()
+        pair = make_pair(tmp_path, "secrets")
+        # All that the gateway has is the public half.
+        sealing = SealingSettings(local=LocalSealingSettings(public_key_file=pair.public_file))
         services = AdminServices(
             publishing=PublishingService(
                 database=admin_database, store=store, verifier=verifier, work_dir=tmp_path / "work", warm=warm, limits=limits
             ),
             publishers=PublisherService(admin_database),
             installs=InstallService(admin_database, verify_bundle=StoredSignatureCheck(store, verifier)),
+            secrets=SecretWriter(admin_database, build_sealer(sealing, refuse_development_keys=True)),
             executions=ExecutionQuery(admin_database),
             measurements=MeasurementQuery(admin_database),
             revocations=RevocationService(admin_database),
@@ -93,5 +104,7 @@ async def admin(admin_database: Database, tmp_path: Path) -> AsyncIterator[Admin
         )
         face = build_admin_face(services, authenticator=outer.authenticator, limits=limits, checks={})
         both = outer.with_admin(face)
-        yield AdminKit(gateway=both, client=await stack.enter_async_context(both.client()), trust=trust, database=admin_database)
+        yield AdminKit(
+            gateway=both, client=await stack.enter_async_context(both.client()), trust=trust, database=admin_database, secrets=pair
+        )
         await store.aclose()

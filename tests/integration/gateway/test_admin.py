@@ -474,6 +474,9 @@ ROUTES: tuple[tuple[str, str, frozenset[str]], ...] = (
     ("DELETE", "/installs/x", frozenset({"ext:manage", "ext:operate"})),
     ("GET", "/installs/x/metrics", frozenset({"ext:read", "ext:manage", "ext:operate"})),
     ("DELETE", "/installs/x/metrics", frozenset({"ext:manage", "ext:operate"})),
+    ("GET", "/installs/x/secrets", frozenset({"ext:read", "ext:manage", "ext:operate"})),
+    ("PUT", "/installs/x/secrets/example", frozenset({"ext:manage", "ext:operate"})),
+    ("DELETE", "/installs/x/secrets/example", frozenset({"ext:manage", "ext:operate"})),
     ("GET", "/executions", frozenset({"ext:read", "ext:manage", "ext:operate"})),
     ("GET", "/executions/x", frozenset({"ext:read", "ext:manage", "ext:operate"})),
     ("POST", "/denylist", frozenset({"ext:operate"})),
@@ -486,6 +489,7 @@ BODIES: dict[str, Any] = {
     "/publishers/example/signers": {"trust_domain": "development", "issuer": "https://x.invalid", "identity": "https://x.invalid/y"},
     "/installs": {"extension": NAME, "granted": []},
     "/installs/x": {"enabled": True},
+    "/installs/x/secrets/example": {"value": "x"},
     "/denylist": {"content_hash": "sha256:" + "b" * 64, "reason": "test"},
 }
 
@@ -494,7 +498,7 @@ def arguments_of(method: str, path: str) -> dict[str, Any]:
     if path == "/bundles":
         headers = {"content-type": "application/vnd.extrunner.signed-bundle", "x-extrunner-signature-length": "2"}
         return {"headers": headers, "content": b"{}archive"}
-    return {"json": BODIES[path]} if method in {"POST", "PATCH"} else {}
+    return {"json": BODIES[path]} if method in {"POST", "PUT", "PATCH"} else {}
 
 
 class TestWhoMay:
