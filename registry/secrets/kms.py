@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-from google.api_core.exceptions import GoogleAPICallError, InvalidArgument, RetryError
+from google.api_core.exceptions import BadRequest, GoogleAPICallError, RetryError
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.kms_v1 import DecryptRequest, EncryptRequest, KeyManagementServiceClient
@@ -135,7 +135,7 @@ class CloudKms:
             # The library's timeout is for each step; an answer that drips would take for ever.
             async with asyncio.timeout(self._timeout_seconds * 2):
                 return await asyncio.shield(question)
-        except InvalidArgument:
+        except BadRequest:
             message = "Cloud KMS refuses the data key: it was not wrapped for this place, or not by this key"
             raise EnvelopeRejectedError(message) from None
         except (GoogleAPICallError, GoogleAuthError, RetryError, RequestException, ParseError, TimeoutError, ValueError, OSError) as error:
