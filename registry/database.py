@@ -16,24 +16,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Self, TypeAlias
 
 import psycopg
-from sqlalchemy import event, text
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy import Result, TextClause, event, text
+from sqlalchemy.engine import URL, IteratorResult, make_url
+from sqlalchemy.engine.result import SimpleResultMetaData
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import PoolResetState
+from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import TenantId, is_tenant_id
 
 Session: TypeAlias = AsyncConnection
 """What repositories take: one transaction of one role, for one tenant or for none. It must not outlive its `async with`."""
+
+# SECURITY: `true` = for this transaction only. A setting of the session would outlive it in the pool.
+_SET: Final = "select set_config('app.tenant_id', %s, true), set_config('statement_timeout', %s, true)"
+_RESET: Final = "reset all"
+"""The last statement of a transaction that is committed: one round trip for both. `_wipe` does it after every other end."""
+_WIPED: Final = "is_wiped"
+_STATEMENTS: Final = 64
+_DIALECT: Final = make_url("postgresql+psycopg://").get_dialect()()
 
 DEADLINE_SECONDS: Final = 1.0
 """From asking for a connection to the end of the transaction, unless the caller asks for more."""
@@ -99,10 +111,7 @@ class Database:
         Raises:
             RefusalError: INVALID_REQUEST: not a tenant id. REGISTRY_UNAVAILABLE: no answer within `deadline_seconds`. INTERNAL: refused.
         """
-        # SECURITY: "" and "*" are no tenant ids; nothing but the policies' own words decides about rows without tenant.
-        if not is_tenant_id(tenant_id):
-            raise RefusalError(Reason.INVALID_REQUEST, "The tenant id is malformed; it is 1 to 128 of A-Z a-z 0-9 . _ -.")
-        async with self._transaction(tenant_id, deadline_seconds) as session:
+        async with self._transaction(_checked(tenant_id), deadline_seconds) as session:
             yield session
 
     @asynccontextmanager
@@ -110,6 +119,14 @@ class Database:
         """Open one transaction without tenant: global tables only, tenant tables look empty. Commits, rolls back and raises as above."""
         async with self._transaction("", deadline_seconds) as session:
             yield session
+
+    def statements(self, tenant_id: TenantId | str, *, deadline_seconds: float = DEADLINE_SECONDS) -> TenantStatements:
+        """Return what a repository takes in place of a session where each of its statements is a transaction of its own.
+
+        Raises:
+            RefusalError: INVALID_REQUEST: not a tenant id.
+        """
+        return TenantStatements(self._run, _checked(tenant_id), deadline_seconds)
 
     async def ping(self) -> None:
         """Ask the database for a sign of life.
@@ -126,24 +143,56 @@ class Database:
 
     @asynccontextmanager
     async def _transaction(self, tenant: str, deadline_seconds: float) -> AsyncIterator[Session]:
-        connection, timer = await self._begin(tenant, deadline_seconds)
-        try:
+        taken = await self._begin(tenant, deadline_seconds)
+        with _refusals():
             try:
-                yield connection
-                await connection.commit()
+                yield taken.connection
+                async with taken.driver.pipeline():
+                    await taken.driver.execute(_RESET)
+                    await taken.connection.commit()
+                taken.is_wiped()
             finally:
-                await _close(connection)
-                timer.cancel()
-        except _UNAVAILABLE as exc:
-            raise _unavailable() from exc
-        except (SQLAlchemyError, psycopg.Error) as exc:
-            _log.error("statement refused", extra=_facts(exc))
-            raise RefusalError(Reason.INTERNAL, "The registry refused a statement; the operator's log says which.") from exc
+                await taken.give_back()
 
-    async def _begin(self, tenant: str, deadline_seconds: float) -> tuple[AsyncConnection, asyncio.TimerHandle]:
+    async def _run(
+        self, tenant: str, statement: TextClause, parameters: Mapping[str, object], deadline_seconds: float
+    ) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Run a transaction of one statement in one round trip; return the names of its columns and its rows.
+
+        Never sent twice: where the answer did not come, nobody knows whether it was done.
+        """
+        sql = _driver_sql(statement)
+        taken = await self._take_alive(asyncio.get_running_loop().time() + deadline_seconds)
+        with _refusals():
+            try:
+                driver = taken.driver
+                cursor = driver.cursor(binary=True)
+                async with driver.pipeline():
+                    await driver.execute(_SET, _settings(tenant, deadline_seconds))
+                    await cursor.execute(sql, parameters)
+                    await driver.execute(_RESET)
+                    await driver.commit()
+                taken.is_wiped()
+                return [column.name for column in cursor.description or ()], await cursor.fetchall()
+            finally:
+                await taken.give_back()
+
+    async def _take_alive(self, deadline: float) -> _Taken:
+        """Take a connection that its server has not ended, so that a restarted database costs no call."""
+        try:
+            taken = await self._take(deadline)
+            if taken.is_ended():
+                await taken.drop()
+                await self._engine.dispose()
+                taken = await self._take(deadline)
+        except (*_UNAVAILABLE, PoolTimeoutError, TimeoutError) as exc:
+            raise _unavailable() from exc
+        return taken
+
+    async def _begin(self, tenant: str, deadline_seconds: float) -> _Taken:
         """Begin a transaction. A pooled connection that died meanwhile is replaced once, so that a restarted database costs no call."""
         deadline = asyncio.get_running_loop().time() + deadline_seconds
-        settings = (tenant, str(max(1, int(deadline_seconds * 1000 * _STATEMENT_SHARE))))
+        settings = _settings(tenant, deadline_seconds)
         try:
             try:
                 return await self._begin_once(settings, deadline)
@@ -153,23 +202,23 @@ class Database:
         except (*_UNAVAILABLE, PoolTimeoutError, TimeoutError) as exc:
             raise _unavailable() from exc
 
-    async def _begin_once(self, settings: tuple[str, str], deadline: float) -> tuple[AsyncConnection, asyncio.TimerHandle]:
+    async def _begin_once(self, settings: tuple[str, str], deadline: float) -> _Taken:
+        taken = await self._take(deadline)
+        try:
+            await taken.connection.begin()
+            # One round trip for BEGIN and both settings.
+            async with taken.driver.pipeline():
+                await taken.driver.execute(_SET, settings)
+        except BaseException:
+            await taken.drop()
+            raise
+        return taken
+
+    async def _take(self, deadline: float) -> _Taken:
         async with asyncio.timeout_at(deadline):
             connection = await self._engine.connect()
             driver = await _driver(connection)
-        timer = asyncio.get_running_loop().call_at(deadline, _cut, driver)
-        try:
-            await connection.begin()
-            # One round trip for BEGIN and both settings.
-            async with driver.pipeline():
-                # SECURITY: `true` = for this transaction only. A setting of the session would outlive it in the pool.
-                await driver.execute("select set_config('app.tenant_id', %s, true), set_config('statement_timeout', %s, true)", settings)
-        except BaseException:
-            timer.cancel()
-            await connection.invalidate()
-            await _close(connection)
-            raise
-        return connection, timer
+        return _Taken(connection, driver, asyncio.get_running_loop().call_at(deadline, _cut, driver))
 
     async def _check_role(self, expected_role: str) -> None:
         async with self.session() as session:
@@ -187,6 +236,90 @@ class Database:
         if name != expected_role or not role["plain"]:
             message = f"database role is {name!r} and this process must be {expected_role!r}; change the user of the database URL"
             raise UnsafeDatabaseRoleError(message)
+
+
+class TenantStatements:
+    """Statements of one tenant, each a transaction of its own that takes one round trip. From `Database.statements`.
+
+    A lock that a statement takes ends on the server, however long this process is busy with something else meanwhile.
+    """
+
+    def __init__(
+        self, run: Callable[..., Awaitable[tuple[list[str], list[tuple[Any, ...]]]]], tenant: str, deadline_seconds: float
+    ) -> None:
+        self._run = run
+        self._tenant = tenant
+        self._deadline_seconds = deadline_seconds
+
+    async def execute(self, statement: TextClause, parameters: Mapping[str, object]) -> Result[Any]:
+        """Run a statement. Where it fails before its answer came, nobody knows whether it was done.
+
+        Raises:
+            RefusalError: as `Database.tenant_session`.
+        """
+        names, rows = await self._run(self._tenant, statement, parameters, self._deadline_seconds)
+        return IteratorResult(SimpleResultMetaData(names), iter(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A connection out of the pool, which is cut at its deadline."""
+
+    connection: AsyncConnection
+    driver: psycopg.AsyncConnection[Any]
+    timer: asyncio.TimerHandle
+
+    def is_ended(self) -> bool:
+        """Tell whether the server has said anything since it was used: to an idle connection, that it is over."""
+        poll = select.poll()
+        poll.register(self.driver.pgconn.socket, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def is_wiped(self) -> None:
+        """Note that the last transaction reset every setting and was committed."""
+        sync = self.connection.sync_connection
+        if sync is not None:
+            sync.info[_WIPED] = True
+
+    async def drop(self) -> None:
+        """Close it for good."""
+        self.timer.cancel()
+        await self.connection.invalidate()
+        await _close(self.connection)
+
+    async def give_back(self) -> None:
+        """Hand it to the pool."""
+        await _close(self.connection)
+        self.timer.cancel()
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what the driver and SQLAlchemy raise into refusals."""
+    try:
+        yield
+    except _UNAVAILABLE as exc:
+        raise _unavailable() from exc
+    except (SQLAlchemyError, psycopg.Error) as exc:
+        _log.error("statement refused", extra=_facts(exc))
+        raise RefusalError(Reason.INTERNAL, "The registry refused a statement; the operator's log says which.") from exc
+
+
+def _checked(tenant_id: TenantId | str) -> str:
+    # SECURITY: "" and "*" are no tenant ids; nothing but the policies' own words decides about rows without tenant.
+    if not is_tenant_id(tenant_id):
+        raise RefusalError(Reason.INVALID_REQUEST, "The tenant id is malformed; it is 1 to 128 of A-Z a-z 0-9 . _ -.")
+    return tenant_id
+
+
+def _settings(tenant: str, deadline_seconds: float) -> tuple[str, str]:
+    return tenant, str(max(1, int(deadline_seconds * 1000 * _STATEMENT_SHARE)))
+
+
+@lru_cache(maxsize=_STATEMENTS)
+def _driver_sql(statement: TextClause) -> bytes:
+    """Return a statement as the driver takes it; parameters keep their names."""
+    return str(statement.compile(dialect=_DIALECT)).encode()
 
 
 def _facts(exc: Exception) -> dict[str, str]:
@@ -235,9 +368,9 @@ def _psycopg_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def _wipe(dbapi_connection: Any, _record: object, state: PoolResetState) -> None:
+def _wipe(dbapi_connection: Any, record: ConnectionPoolEntry, state: PoolResetState) -> None:
     """Roll back and forget every setting before the connection is anybody else's."""
-    if state.terminate_only:
+    if record.info.pop(_WIPED, False) or state.terminate_only:
         return
     dbapi_connection.rollback()
     # SECURITY: outside a transaction, or the rollback of the next one would bring the settings back.

@@ -39,6 +39,7 @@ from runnerd.capabilities.egress_policy import EgressCeiling
 from runnerd.capabilities.events import events_handlers
 from runnerd.capabilities.handlers import Handler
 from runnerd.capabilities.http import FetchLimits, http_handlers
+from runnerd.capabilities.kv import kv_handlers
 from runnerd.capabilities.metrics import metrics_handlers
 from runnerd.capabilities.platform.api_keys import SecretApiKeys
 from runnerd.capabilities.platform.assembly import Platform, PlatformOptions
@@ -309,12 +310,13 @@ def _capabilities(
     secrets: InstallSecrets | None,
 ) -> Iterable[Mapping[int, Handler]]:
     """Make every capability, with what is behind it."""
+    storage = StorageService(database)
     return (
         settings_handlers(),
         user_handlers(),
-        storage_handlers(StorageService(database)),
-        unavailable_handlers("extrunner:host/kv"),
         unavailable_handlers("alga:extension/secrets") if secrets is None else secrets_handlers(secrets),
+        storage_handlers(storage),
+        kv_handlers(storage),
         *platform.handlers(),
         unavailable_handlers("alga:extension/scheduler"),
         metrics_handlers(measurements),

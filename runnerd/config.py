@@ -361,6 +361,10 @@ class LimitOverrides(_Section):
     host_calls: Annotated[int, Field(ge=0)] | None = None
     log_lines: Annotated[int, Field(ge=0)] | None = None
     log_bytes: Annotated[int, Field(ge=0)] | None = None
+    storage_namespaces: Annotated[int, Field(ge=0)] | None = None
+    storage_keys: Annotated[int, Field(ge=0)] | None = None
+    storage_value_bytes: Annotated[int, Field(ge=0)] | None = None
+    storage_bytes: Annotated[int, Field(ge=0)] | None = None
 
     def over(self, base: ExecutionLimits) -> ExecutionLimits:
         """Return `base` with these limits in place of its own."""

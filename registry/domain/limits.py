@@ -11,8 +11,22 @@ MAX_SIGNATURE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StorageLimits:
+    """What one install may store (DESIGN §7). Bytes are those of values and metadata; keys are bounded by their count and length."""
+
+    namespaces: int
+    keys_per_namespace: int
+    value_bytes: int
+    """One value."""
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionLimits:
-    """What one execution may use at most. Every field is a positive number in the unit its name or comment says."""
+    """What one execution may use at most. Every field is a positive number in the unit its name or comment says.
+
+    Those of the storage are what its install may hold once the execution has written.
+    """
 
     wall_time_ms: int = 5_000
     cpu_time_ms: int = 1_000
@@ -26,6 +40,21 @@ class ExecutionLimits:
     host_calls: int = 1_000
     log_lines: int = 256
     log_bytes: int = 64 * 1024
+    storage_namespaces: int = 32
+    storage_keys: int = 5_120
+    """In each namespace."""
+    storage_value_bytes: int = 64 * 1024
+    storage_bytes: int = 256 * MIB
+
+    @property
+    def storage(self) -> StorageLimits:
+        """Those of the storage."""
+        return StorageLimits(
+            namespaces=self.storage_namespaces,
+            keys_per_namespace=self.storage_keys,
+            value_bytes=self.storage_value_bytes,
+            total_bytes=self.storage_bytes,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +70,10 @@ class LimitWishes:
     host_calls: int | None = None
     log_lines: int | None = None
     log_bytes: int | None = None
+    storage_namespaces: int | None = None
+    storage_keys: int | None = None
+    storage_value_bytes: int | None = None
+    storage_bytes: int | None = None
 
 
 OPERATOR_DEFAULTS = ExecutionLimits()
@@ -56,6 +89,10 @@ OPERATOR_CEILING = ExecutionLimits(
     host_calls=1_000,
     log_lines=256,
     log_bytes=64 * 1024,
+    storage_namespaces=128,
+    storage_keys=20_480,
+    storage_value_bytes=64 * 1024,
+    storage_bytes=1024 * MIB,
 )
 """What nobody can exceed (DESIGN §7)."""
 

@@ -120,3 +120,18 @@ class StorageEntry:
     key: str
     value: bytes
     revision: int
+    """Begins at 1 and grows by one with each write."""
+    metadata: str | None = None
+    expires_at: datetime | None = None
+    """From then on it is not there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageItem:
+    """A value to store."""
+
+    key: str
+    value: bytes
+    metadata: str | None = None
+    ttl_seconds: int | None = None
+    """None keeps it for good."""

@@ -21,14 +21,14 @@ def text_column(*, primary_key: bool = False, unique: bool = False) -> Any:
     return Field(sa_type=Text, primary_key=primary_key, unique=unique)
 
 
-def optional_text() -> Any:
-    """Return text that may be missing."""
-    return Field(default=None, sa_type=Text, nullable=True)
+def optional_text(*, name: str | None = None) -> Any:
+    """Return text that may be missing; `name` where the column is called what SQLModel keeps for itself."""
+    return Field(default=None, sa_type=Text, nullable=True, sa_column_kwargs={} if name is None else {"name": name})
 
 
-def json_column(*, name: str | None = None) -> Any:
-    """Return a JSON document that must be there; `name` where the column is called what SQLModel keeps for itself."""
-    return Field(sa_type=JSONB, nullable=False, sa_column_kwargs={} if name is None else {"name": name})
+def json_column() -> Any:
+    """Return a JSON document that must be there."""
+    return Field(sa_type=JSONB, nullable=False)
 
 
 def optional_json() -> Any:

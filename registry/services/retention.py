@@ -7,6 +7,7 @@ from typing import Final
 from registry.database import Database
 from registry.domain.errors import Reason, RefusalError
 from registry.repositories.event_retention import EventRetentionRepository
+from registry.repositories.storage_expiry import StorageExpiryRepository
 
 EVENT_DAYS: Final = 7
 """An event that was not delivered in this time will not be: deliveries give up long before."""
@@ -34,4 +35,24 @@ class RetentionService:
                 gone = await EventRetentionRepository(session).delete_older_than(days, limit=batch)
             deleted += gone
             if gone < batch:
+                return deleted
+
+    async def sweep_storage(self, *, batch: int = _BATCH_ROWS) -> int:
+        """Delete what extensions stored and what has expired, and keep their sums; return how many records.
+
+        Several may sweep at once: each takes installs that nobody else is writing to or clearing.
+
+        Raises:
+            RefusalError: REGISTRY_UNAVAILABLE: what was deleted until then is.
+        """
+        deleted = 0
+        while True:
+            async with self._database.session(deadline_seconds=_BATCH_DEADLINE_SECONDS) as session:
+                overdue = await StorageExpiryRepository(session).list_overdue(limit=batch)
+            cleared = 0
+            for tenant_id, install_id in overdue:
+                async with self._database.session(deadline_seconds=_BATCH_DEADLINE_SECONDS) as session:
+                    cleared += await StorageExpiryRepository(session).clear(tenant_id, install_id, most=batch)
+            deleted += cleared
+            if not cleared:
                 return deleted

@@ -1,47 +1,61 @@
-"""Key-value storage of an install: limits kept under concurrency, revisions, pages that lose and repeat nothing.
+"""Key-value storage of an install: limits kept under concurrency, revisions, expiry, pages that lose and repeat nothing.
 
 Attack it stops: an extension that fills the database (every size and count is bounded, and the sums are kept by each write under a lock,
 never recounted), or reads another install's records (tenant and install come from the resolved call, never from the guest).
 
-    StorageRefusalError   one of the four cases that the guest's world knows, with a sentence for the log
+    StorageRefusalError   one of the cases that guests know, with a sentence for the log
 
-missing   there is no such record
-conflict  the revision given is not the record's, or the record exists and was meant to be new
-denied    the request can never succeed as it is: too large, a limit is used up, a name is malformed, the install is gone
-internal  the registry did not answer; the same request may succeed later
+missing         there is no such record (any more)
+conflict        the revision given is not the record's, or the record exists and was meant to be new
+invalid         a name, size, time or cursor breaks a rule; the request can never succeed as it is
+quota-exceeded  the install would store more than it may
+denied          the install is gone
+internal        the registry did not answer. A read did nothing; of a write nobody knows, and revisions tell
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Final, NoReturn, TypeVar
 
-from registry.database import Database, Session
+from registry.database import Database
 from registry.domain.errors import RefusalError
 from registry.domain.ids import InstallId, TenantId, is_tenant_id, is_uuid
-from registry.domain.limits import MIB
-from registry.domain.records import StorageEntry
-from registry.repositories.storage import StorageRepository, StorageUsage, StoredState
+from registry.domain.limits import OPERATOR_DEFAULTS, StorageLimits
+from registry.domain.records import StorageEntry, StorageItem
+from registry.repositories.storage import StorageRepository
 from registry.services.pages import decode_cursor, encode_cursor
 
 Result = TypeVar("Result")
 MAX_REVISION: Final = 2**63 - 1
+NAMESPACE_CHARACTERS: Final = 128
+KEY_CHARACTERS: Final = 256
+METADATA_BYTES: Final = 4_096
+TTL_SECONDS: Final = range(60, 30 * 24 * 3_600 + 1)
+"""A minute to thirty days."""
+MAX_ITEMS: Final = 20
+MAX_ITEMS_BYTES: Final = 512 * 1024
+"""Values and metadata of one write together."""
+PAGE_ENTRIES: Final = 25
 MAX_PAGE_ENTRIES: Final = 100
+PAGE_BYTES: Final = 512 * 1024
+"""Keys, values and metadata of a page. Without the bridge a guest takes 0.8 s of its processor for each MiB that it is handed (N4)."""
 
 
 class StorageCase(StrEnum):
-    """The cases of the guest's `storage-error`."""
+    """The cases of the guests' errors: `kv-error` has all of them, `storage-error` all but invalid and quota-exceeded."""
 
     MISSING = "missing"
     CONFLICT = "conflict"
+    INVALID = "invalid"
+    QUOTA_EXCEEDED = "quota-exceeded"
     DENIED = "denied"
     INTERNAL = "internal"
 
 
 class StorageRefusalError(Exception):
-    """A typed refusal. `case` goes to the guest, `detail` to the log."""
+    """A typed refusal. `case` goes to the guest, `detail`, which repeats nothing of the guest's, to the log."""
 
     def __init__(self, case: StorageCase, detail: str) -> None:
         super().__init__(f"{case}: {detail}")
@@ -49,78 +63,78 @@ class StorageRefusalError(Exception):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StorageLimits:
-    """What one install may store (DESIGN §7). Bytes are those of values; keys are bounded by their count and length."""
-
-    namespaces: int = 32
-    keys_per_namespace: int = 5_120
-    value_bytes: int = 64 * 1024
-    total_bytes: int = 256 * MIB
-    namespace_characters: int = 128
-    key_characters: int = 256
-
-
-DEFAULT_LIMITS: Final = StorageLimits()
+_REFUSALS: Final[Mapping[str, tuple[StorageCase, str]]] = {
+    "gone": (StorageCase.DENIED, "the tenant has no such install"),
+    "missing": (StorageCase.MISSING, "there is no record under this key"),
+    "conflict": (StorageCase.CONFLICT, "the record has another revision than the one given"),
+    "namespaces": (StorageCase.QUOTA_EXCEEDED, "all namespaces that the install may have are in use"),
+    "keys": (StorageCase.QUOTA_EXCEEDED, "the namespace holds as many keys as it may"),
+    "bytes": (StorageCase.QUOTA_EXCEEDED, "the install stores as many bytes as it may"),
+}
 
 
 class StorageService:
-    """Reads and writes what an install stores. Role ext_runner."""
+    """Reads and writes what an install stores. Role ext_runner. Every operation is one round trip to the database."""
 
-    def __init__(self, database: Database, limits: StorageLimits = DEFAULT_LIMITS) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._limits = limits
 
     async def get(self, tenant_id: TenantId | str, install_id: InstallId | str, namespace: str, key: str) -> StorageEntry:
         """Return a record.
 
         Raises:
-            StorageRefusalError: missing, denied (malformed names), internal.
+            StorageRefusalError: missing, invalid (names), denied, internal.
         """
-        self._check_names(namespace, key)
+        _check_names(namespace, key)
+        found = await self._ask(tenant_id, install_id, lambda storage: storage.find(InstallId(install_id), namespace, key))
+        return _refuse("missing") if found is None else found
 
-        async def read(session: Session) -> StorageEntry:
-            entry = await StorageRepository(session, tenant_id).find(InstallId(install_id), namespace, key)
-            if entry is None:
-                raise StorageRefusalError(StorageCase.MISSING, "there is no record under this key")
-            return entry
-
-        return await self._run(tenant_id, install_id, read)
-
-    async def put(  # noqa: PLR0913, PLR0917 - in the order of the guest's `storage-entry`
-        self, tenant_id: TenantId | str, install_id: InstallId | str, namespace: str, key: str, value: bytes, revision: int | None = None
-    ) -> StorageEntry:
-        """Write a record; its revision begins at 1 and grows by one with each write.
+    async def put(  # noqa: PLR0913 - a record, and when it may be written
+        self,
+        tenant_id: TenantId | str,
+        install_id: InstallId | str,
+        namespace: str,
+        item: StorageItem,
+        *,
+        revision: int | None = None,
+        limits: StorageLimits = OPERATOR_DEFAULTS.storage,
+    ) -> int:
+        """Write a record as a whole and return its revision, which begins at 1 and grows by one with each write.
 
         Args:
             tenant_id: from the resolved call.
             install_id: from the resolved call.
             namespace: 1 to 128 characters without NUL.
-            key: 1 to 256 characters without "/" and NUL.
-            value: kept as it is.
+            item: key of 1 to 256 characters without "/" and NUL; value and metadata, kept as they are; time to live.
             revision: None writes in any case, 0 only if there is no record, another number only over the record that has it.
+            limits: of the install.
 
         Raises:
-            StorageRefusalError: conflict, denied, internal.
+            StorageRefusalError: conflict, invalid, quota-exceeded, denied, internal.
         """
-        self._check_names(namespace, key)
-        if len(value) > self._limits.value_bytes:
-            raise StorageRefusalError(StorageCase.DENIED, f"the value has {len(value)} bytes, {self._limits.value_bytes} are allowed")
-        if revision is not None and not 0 <= revision <= MAX_REVISION:
-            raise StorageRefusalError(StorageCase.CONFLICT, "no record has this revision")
+        (written,) = await self._put(tenant_id, install_id, namespace, (item,), revision=revision, limits=limits)
+        return written
 
-        async def write(session: Session) -> StorageEntry:
-            storage = StorageRepository(session, tenant_id)
-            usage = await _locked(storage, InstallId(install_id))
-            state = await storage.find_state(InstallId(install_id), namespace, key)
-            current = state.revision if state is not None and state.is_live else 0
-            if revision is not None and revision != current:
-                raise StorageRefusalError(StorageCase.CONFLICT, f"the revision is {current}, not {revision}")
-            entry = StorageEntry(namespace=namespace, key=key, value=value, revision=current + 1)
-            await storage.put(InstallId(install_id), entry, self._usage_after_put(usage, entry, state))
-            return entry
+    async def put_many(
+        self,
+        tenant_id: TenantId | str,
+        install_id: InstallId | str,
+        namespace: str,
+        items: Sequence[StorageItem],
+        *,
+        limits: StorageLimits = OPERATOR_DEFAULTS.storage,
+    ) -> tuple[int, ...]:
+        """Write records, all or none, and return their revisions in the same order. At most 20 with 512 KiB, no key twice.
 
-        return await self._run(tenant_id, install_id, write)
+        Raises:
+            StorageRefusalError: invalid, quota-exceeded, denied, internal.
+        """
+        if len(items) > MAX_ITEMS or len({item.key for item in items}) < len(items):
+            raise StorageRefusalError(StorageCase.INVALID, f"one write has at most {MAX_ITEMS} records, each under a key of its own")
+        if not items:
+            _check_names(namespace)
+            return ()
+        return await self._put(tenant_id, install_id, namespace, items, revision=None, limits=limits)
 
     async def delete(
         self, tenant_id: TenantId | str, install_id: InstallId | str, namespace: str, key: str, *, revision: int | None = None
@@ -128,105 +142,131 @@ class StorageService:
         """Delete a record; with `revision` only if it has that one.
 
         Raises:
-            StorageRefusalError: missing, conflict, denied, internal.
+            StorageRefusalError: missing, conflict, invalid (names), denied, internal.
         """
-        self._check_names(namespace, key)
+        _check_names(namespace, key)
+        expected = _revision(revision)
+        refusal = await self._ask(
+            tenant_id, install_id, lambda storage: storage.delete(InstallId(install_id), namespace, key, expected=expected)
+        )
+        if refusal is not None:
+            _refuse(refusal)
 
-        async def write(session: Session) -> None:
-            storage = StorageRepository(session, tenant_id)
-            usage = await _locked(storage, InstallId(install_id))
-            state = await storage.find_state(InstallId(install_id), namespace, key)
-            if state is None or not state.is_live:
-                raise StorageRefusalError(StorageCase.MISSING, "there is no record under this key")
-            if revision is not None and revision != state.revision:
-                raise StorageRefusalError(StorageCase.CONFLICT, f"the revision is {state.revision}, not {revision}")
-            await storage.delete(InstallId(install_id), namespace, key, _usage_after_delete(usage, namespace, state))
-
-        await self._run(tenant_id, install_id, write)
-
-    async def list_entries(
-        self, tenant_id: TenantId | str, install_id: InstallId | str, namespace: str, cursor: str | None = None, limit: int = 25
+    async def list_entries(  # noqa: PLR0913 - which records
+        self,
+        tenant_id: TenantId | str,
+        install_id: InstallId | str,
+        namespace: str,
+        cursor: str | None = None,
+        *,
+        prefix: str = "",
+        limit: int = PAGE_ENTRIES,
     ) -> tuple[tuple[StorageEntry, ...], str | None]:
         """Return a page of records in the order of their keys, and the cursor of the next one (None after the last).
 
         The cursor names the last key returned: what was there all the time is seen exactly once, whatever is written or deleted meanwhile.
+        A page has fewer records than `limit` where they would be more than 512 KiB, but one at least.
 
         Raises:
-            StorageRefusalError: denied (malformed namespace, cursor or limit), internal.
+            StorageRefusalError: invalid (namespace, prefix, limit, or a cursor of another install, namespace or prefix), denied, internal.
         """
-        self._check_names(namespace, "-")
+        _check_names(namespace)
+        if prefix and not _is_key(prefix):
+            raise StorageRefusalError(StorageCase.INVALID, "a prefix is the beginning of a key")
         if not 1 <= limit <= MAX_PAGE_ENTRIES:
-            raise StorageRefusalError(StorageCase.DENIED, f"a page has 1 to {MAX_PAGE_ENTRIES} records")
-        after = None if cursor is None else self._key_of(cursor, namespace)
+            raise StorageRefusalError(StorageCase.INVALID, f"a page has 1 to {MAX_PAGE_ENTRIES} records")
+        after = "" if cursor is None else _key_of(cursor, install_id, namespace, prefix)
+        return await self._page(tenant_id, install_id, namespace, after=after, prefix=prefix, limit=limit)
 
-        async def read(session: Session) -> tuple[StorageEntry, ...]:
-            return await StorageRepository(session, tenant_id).list_entries(InstallId(install_id), namespace, after=after, limit=limit + 1)
+    async def list_after(
+        self, tenant_id: TenantId | str, install_id: InstallId | str, namespace: str, after: str | None
+    ) -> tuple[StorageEntry, ...]:
+        """Return a page of records that begins after a key, there or not: for those who have the last key and no cursor.
 
-        found = await self._run(tenant_id, install_id, read)
-        page = found[:limit]
-        return page, encode_cursor(namespace, page[-1].key) if len(found) > limit else None
+        Raises:
+            StorageRefusalError: invalid (names), denied, internal.
+        """
+        _check_names(namespace, *(() if after is None else (after,)))
+        page, _ = await self._page(tenant_id, install_id, namespace, after=after or "", prefix="", limit=PAGE_ENTRIES)
+        return page
 
-    async def _run(self, tenant_id: str, install_id: str, work: Callable[[Session], Awaitable[Result]]) -> Result:
+    async def _page(  # noqa: PLR0913 - which records
+        self, tenant_id: str, install_id: str, namespace: str, *, after: str, prefix: str, limit: int
+    ) -> tuple[tuple[StorageEntry, ...], str | None]:
+        page, has_more = await self._ask(
+            tenant_id,
+            install_id,
+            lambda storage: storage.list_entries(
+                InstallId(install_id), namespace, after=after, prefix=prefix, limit=limit, most_bytes=PAGE_BYTES
+            ),
+        )
+        return page, encode_cursor(install_id, namespace, page[-1].key) if has_more else None
+
+    async def _put(  # noqa: PLR0913 - as the two that call it
+        self, tenant_id: str, install_id: str, namespace: str, items: Sequence[StorageItem], *, revision: int | None, limits: StorageLimits
+    ) -> tuple[int, ...]:
+        _check_names(namespace, *(item.key for item in items))
+        for item in items:
+            _check_item(item, limits)
+        if sum(map(_size, items)) > MAX_ITEMS_BYTES:
+            raise StorageRefusalError(StorageCase.INVALID, f"one write has at most {MAX_ITEMS_BYTES} bytes")
+        expected = _revision(revision)
+        answer = await self._ask(
+            tenant_id, install_id, lambda storage: storage.put(InstallId(install_id), namespace, items, expected=expected, limits=limits)
+        )
+        return _refuse(answer.refusal) if answer.refusal is not None else answer.revisions
+
+    async def _ask(self, tenant_id: str, install_id: str, ask: Callable[[StorageRepository], Awaitable[Result]]) -> Result:
         if not is_tenant_id(tenant_id) or not is_uuid(install_id):
             raise StorageRefusalError(StorageCase.DENIED, "the tenant or install id is malformed")
         try:
-            async with self._database.tenant_session(tenant_id) as session:
-                return await work(session)
+            return await ask(StorageRepository(self._database.statements(tenant_id), tenant_id))
         except RefusalError as exc:
             raise StorageRefusalError(StorageCase.INTERNAL, exc.public_detail) from exc
 
-    def _check_names(self, namespace: str, key: str) -> None:
-        if not _is_text(namespace, self._limits.namespace_characters):
-            allowed = self._limits.namespace_characters
-            raise StorageRefusalError(StorageCase.DENIED, f"a namespace has 1 to {allowed} characters, none of them NUL")
-        if not _is_text(key, self._limits.key_characters) or "/" in key:
-            allowed = self._limits.key_characters
-            raise StorageRefusalError(StorageCase.DENIED, f'a key has 1 to {allowed} characters, none of them "/" or NUL')
 
-    def _key_of(self, cursor: str, namespace: str) -> str:
-        try:
-            of_namespace, key = decode_cursor(cursor, 2)
-        except RefusalError as exc:
-            raise StorageRefusalError(StorageCase.DENIED, "the cursor is not one that a page gave") from exc
-        if of_namespace != namespace or not _is_text(key, self._limits.key_characters):
-            raise StorageRefusalError(StorageCase.DENIED, "the cursor is not one that a page of this namespace gave")
-        return key
-
-    def _usage_after_put(self, usage: StorageUsage, entry: StorageEntry, state: StoredState | None) -> StorageUsage:
-        """Return the usage that a write leaves.
-
-        Raises:
-            StorageRefusalError: denied: a limit is used up. Replacing by something smaller is always possible.
-        """
-        keys = dict(usage.namespace_keys)
-        bytes_used = usage.bytes_used + len(entry.value)
-        if state is None:
-            keys[entry.namespace] = keys.get(entry.namespace, 0) + 1
-            if keys[entry.namespace] > self._limits.keys_per_namespace:
-                allowed = self._limits.keys_per_namespace
-                raise StorageRefusalError(StorageCase.DENIED, f"a namespace holds {allowed} keys, and this one is full")
-            if len(keys) > self._limits.namespaces:
-                raise StorageRefusalError(StorageCase.DENIED, f"an install has {self._limits.namespaces} namespaces, and all are in use")
-        else:
-            bytes_used -= state.size_bytes
-        if bytes_used > self._limits.total_bytes and bytes_used > usage.bytes_used:
-            raise StorageRefusalError(StorageCase.DENIED, f"an install stores {self._limits.total_bytes} bytes, and they are used up")
-        return StorageUsage(bytes_used=bytes_used, keys_count=usage.keys_count + (state is None), namespace_keys=keys)
+def _refuse(refusal: str) -> NoReturn:
+    raise StorageRefusalError(*_REFUSALS[refusal])
 
 
-async def _locked(storage: StorageRepository, install_id: InstallId) -> StorageUsage:
-    usage = await storage.lock_usage(install_id)
-    if usage is None:
-        raise StorageRefusalError(StorageCase.DENIED, "the tenant has no such install")
-    return usage
+def _revision(revision: int | None) -> int | None:
+    if revision is not None and not 0 <= revision <= MAX_REVISION:
+        raise StorageRefusalError(StorageCase.CONFLICT, "no record has this revision")
+    return revision
 
 
-def _usage_after_delete(usage: StorageUsage, namespace: str, state: StoredState) -> StorageUsage:
-    keys = dict(usage.namespace_keys)
-    remaining = keys.pop(namespace, 1) - 1
-    if remaining > 0:
-        keys[namespace] = remaining
-    return StorageUsage(bytes_used=usage.bytes_used - state.size_bytes, keys_count=usage.keys_count - 1, namespace_keys=keys)
+def _check_names(namespace: str, *keys: str) -> None:
+    if not _is_text(namespace, NAMESPACE_CHARACTERS):
+        raise StorageRefusalError(StorageCase.INVALID, f"a namespace has 1 to {NAMESPACE_CHARACTERS} characters, none of them NUL")
+    if not all(map(_is_key, keys)):
+        raise StorageRefusalError(StorageCase.INVALID, f'a key has 1 to {KEY_CHARACTERS} characters, none of them "/" or NUL')
+
+
+def _check_item(item: StorageItem, limits: StorageLimits) -> None:
+    if len(item.value) > limits.value_bytes:
+        raise StorageRefusalError(StorageCase.INVALID, f"the value has {len(item.value)} bytes, {limits.value_bytes} are allowed")
+    if item.metadata and not (_is_text(item.metadata, METADATA_BYTES) and len(item.metadata.encode()) <= METADATA_BYTES):
+        raise StorageRefusalError(StorageCase.INVALID, f"metadata has at most {METADATA_BYTES} bytes of text, none of them NUL")
+    if item.ttl_seconds is not None and item.ttl_seconds not in TTL_SECONDS:
+        raise StorageRefusalError(StorageCase.INVALID, f"a record lives for {TTL_SECONDS[0]} to {TTL_SECONDS[-1]} seconds, or for good")
+
+
+def _size(item: StorageItem) -> int:
+    return len(item.value) + len((item.metadata or "").encode())
+
+
+def _key_of(cursor: str, install_id: str, namespace: str, prefix: str) -> str:
+    try:
+        of_install, of_namespace, key = decode_cursor(cursor, 3)
+    except RefusalError as exc:
+        raise StorageRefusalError(StorageCase.INVALID, "the cursor is not one that a page gave") from exc
+    if (of_install, of_namespace) != (install_id, namespace) or not _is_key(key) or not key.startswith(prefix):
+        raise StorageRefusalError(StorageCase.INVALID, "the cursor is not one that a page of this list gave")
+    return key
+
+
+def _is_key(key: str) -> bool:
+    return "/" not in key and _is_text(key, KEY_CHARACTERS)
 
 
 def _is_text(value: str, max_characters: int) -> bool:

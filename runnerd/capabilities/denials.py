@@ -36,5 +36,16 @@ def explain_event_depth(most: int) -> Mapping[str, str]:
     return _explanation(PREFIX + "events.emit", "event_depth", change)
 
 
+def explain_storage_refusal(case: str, detail: str) -> Mapping[str, str]:
+    """Explain why storage refused what its capability allows: a limit that is used up, an argument that breaks a rule, no install."""
+    name = PREFIX + "storage.kv"
+    changes = {
+        "quota-exceeded": "The extension deletes what it does not need or lets it expire, or the install is given larger limits",
+        "invalid": "The author keeps names, sizes and times within what the interface documents",
+    }
+    change = changes.get(case, "Nothing: what it stored went with the install")
+    return _explanation(name, case.replace("-", "_"), f"{change}: {detail}.")
+
+
 def _explanation(capability: str, why: str, change: str) -> Mapping[str, str]:
     return {"capability": capability, "why": why, "change": change}

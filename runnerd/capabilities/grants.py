@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from registry.domain.egress import NO_EGRESS, InstallEgress
 from registry.domain.ids import ExtensionId, InstallId, TenantId, VersionId, new_id
+from registry.domain.limits import OPERATOR_DEFAULTS, StorageLimits
 from runnerd.capabilities.redaction import RevealedValues
 from runnerd.capabilities.writes import WriteLedger
 
@@ -53,6 +54,8 @@ class InvocationGrant:
     """Which one, where the caller named it; how deep it is stands in the registry, not here."""
     writes: WriteLedger = field(default_factory=lambda: WriteLedger(new_id()), compare=False)
     """Keys of what it writes at the host platform."""
+    storage: StorageLimits = OPERATOR_DEFAULTS.storage
+    """What its install may store."""
     used: Counter[str] = field(default_factory=Counter, compare=False)
     """How much it has used of what one invocation may use only so often, by a word of the capability's own."""
     revealed: RevealedValues = field(default_factory=RevealedValues, compare=False)

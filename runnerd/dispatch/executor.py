@@ -378,6 +378,7 @@ def _grant(prepared: _Prepared, deadline: float) -> InvocationGrant:
         follows_event=prepared.request.trigger is Trigger.EVENT,
         event_id=prepared.request.event_id,
         writes=WriteLedger(_origin(prepared)),
+        storage=prepared.limits.storage,
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from registry.domain.capabilities import ALWAYS, KNOWN
 from registry.domain.ids import ExtensionId, InstallId, TenantId, VersionId
-from registry.domain.records import StorageEntry
+from registry.domain.limits import OPERATOR_DEFAULTS, StorageLimits
+from registry.domain.records import StorageEntry, StorageItem
 from registry.services.pages import decode_cursor, encode_cursor
 from registry.services.storage import StorageCase, StorageRefusalError
 from runnerd.capabilities.broker import CALL_SECONDS, CapabilityBroker
@@ -79,31 +80,57 @@ class MemoryStorage:
             raise StorageRefusalError(StorageCase.MISSING, "no such record") from None
 
     async def put(
-        self, tenant_id: TenantId, install_id: InstallId, namespace: str, key: str, *, value: bytes, revision: int | None = None
-    ) -> StorageEntry:
+        self,
+        tenant_id: TenantId,
+        install_id: InstallId,
+        namespace: str,
+        item: StorageItem,
+        *,
+        revision: int | None = None,
+        limits: StorageLimits = OPERATOR_DEFAULTS.storage,
+    ) -> int:
         self._fail()
-        place = (tenant_id, install_id, namespace, key)
+        if len(item.value) > limits.value_bytes:
+            raise StorageRefusalError(StorageCase.INVALID, "too large")
+        place = (tenant_id, install_id, namespace, item.key)
         current = self.records[place].revision if place in self.records else 0
         if revision not in {None, current}:
             raise StorageRefusalError(StorageCase.CONFLICT, "another revision")
-        self.records[place] = StorageEntry(namespace=namespace, key=key, value=value, revision=current + 1)
-        return self.records[place]
+        self.records[place] = StorageEntry(
+            namespace=namespace, key=item.key, value=item.value, revision=current + 1, metadata=item.metadata
+        )
+        return current + 1
 
-    async def delete(self, tenant_id: TenantId, install_id: InstallId, namespace: str, key: str) -> None:
-        await self.get(tenant_id, install_id, namespace, key)
+    async def put_many(
+        self,
+        tenant_id: TenantId,
+        install_id: InstallId,
+        namespace: str,
+        items: Sequence[StorageItem],
+        *,
+        limits: StorageLimits = OPERATOR_DEFAULTS.storage,
+    ) -> tuple[int, ...]:
+        return tuple([await self.put(tenant_id, install_id, namespace, item, limits=limits) for item in items])
+
+    async def delete(self, tenant_id: TenantId, install_id: InstallId, namespace: str, key: str, *, revision: int | None = None) -> None:
+        found = await self.get(tenant_id, install_id, namespace, key)
+        if revision not in {None, found.revision}:
+            raise StorageRefusalError(StorageCase.CONFLICT, "another revision")
         del self.records[tenant_id, install_id, namespace, key]
 
     async def list_entries(
-        self, tenant_id: TenantId, install_id: InstallId, namespace: str, cursor: str | None = None, limit: int = 25
+        self, tenant_id: TenantId, install_id: InstallId, namespace: str, cursor: str | None = None, *, prefix: str = "", limit: int = 25
     ) -> tuple[tuple[StorageEntry, ...], str | None]:
         self._fail()
-        after = decode_cursor(cursor, 2)[1] if cursor is not None else ""
-        found = sorted(
-            (entry for place, entry in self.records.items() if place[:3] == (tenant_id, install_id, namespace) and entry.key > after),
-            key=lambda entry: entry.key,
-        )
+        after = decode_cursor(cursor, 3)[2] if cursor is not None else ""
+        inside = [entry for place, entry in self.records.items() if place[:3] == (tenant_id, install_id, namespace)]
+        found = sorted((entry for entry in inside if entry.key > after and entry.key.startswith(prefix)), key=lambda entry: entry.key)
         page = tuple(found[:limit])
-        return page, encode_cursor(namespace, page[-1].key) if len(found) > limit else None
+        return page, encode_cursor(install_id, namespace, page[-1].key) if len(found) > limit else None
+
+    async def list_after(self, tenant_id: TenantId, install_id: InstallId, namespace: str, after: str | None) -> tuple[StorageEntry, ...]:
+        cursor = None if after is None else encode_cursor(install_id, namespace, after)
+        return (await self.list_entries(tenant_id, install_id, namespace, cursor))[0]
 
     def _fail(self) -> None:
         if self.error is not None:

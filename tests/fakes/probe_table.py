@@ -168,6 +168,55 @@ def storage(_: Surroundings) -> list[Probe]:
     ]
 
 
+def kv(_: Surroundings) -> list[Probe]:
+    space = f"kv {UNICODE}"
+    everything, most = bytes(range(256)), bytes(64 * KIB)
+
+    def entry(key: str, value: bytes, revision: int, metadata: str | None = None) -> dict[str, Any]:
+        return {"key": key, "value": value, "metadata": metadata, "revision": revision, "expires_at": None}
+
+    def options(**given: Any) -> dict[str, Any]:
+        return {"expected_revision": None, "create_only": False, "ttl_seconds": None, "metadata": None} | given
+
+    def item(key: str, value: bytes = b"", **given: Any) -> dict[str, Any]:
+        return {"key": key, "value": value, "metadata": None, "ttl_seconds": None} | given
+
+    return [
+        asks("kv.get", space, "a", refuses="missing"),
+        asks("kv.put", space, "a", everything, options(create_only=True), answers=1),
+        asks("kv.put", space, "a", b"", options(create_only=True), refuses="conflict"),
+        asks("kv.put", space, "a", b"", options(expected_revision=2**64 - 1), refuses="conflict"),
+        asks("kv.put", space, "a", b"", options(expected_revision=1, create_only=True), refuses="invalid"),
+        asks("kv.put", space, "a", b"", options(expected_revision=1, metadata=UNICODE), answers=2),
+        asks("kv.put", space, "a", most + b"x", options(), refuses="invalid"),
+        asks("kv.put", space, "a", b"", options(metadata="x" * 4_097), refuses="invalid"),
+        asks("kv.put", space, "a", b"", options(ttl_seconds=59), refuses="invalid"),
+        asks("kv.put", space, "a/b", b"", options(), refuses="invalid"),
+        asks("kv.get", space, "a", answers=entry("a", b"", 2, UNICODE)),
+        asks("kv.put-many", space, [item("b", everything, metadata=""), item("c", most), item("short", ttl_seconds=60)], answers=[1, 1, 1]),
+        asks("kv.put-many", space, [item("d"), item("d")], refuses="invalid"),
+        asks("kv.put-many", space, [item(str(number)) for number in range(21)], refuses="invalid"),
+        asks("kv.put-many", space, [item(str(number), most) for number in range(9)], refuses="invalid"),
+        asks("kv.put-many", space, [], answers=[]),
+        asks(
+            "kv.list",
+            space,
+            None,
+            2,
+            None,
+            answers={"entries": [entry("a", b"", 2, UNICODE), entry("b", everything, 1, "")], "next_cursor": Like(".+")},
+        ),
+        asks("kv.list", space, "c", None, None, answers={"entries": [entry("c", most, 1)], "next_cursor": None}),
+        asks("kv.list", space, None, 0, None, refuses="invalid"),
+        asks("kv.list", space, None, 101, None, refuses="invalid"),
+        asks("kv.list", space, None, None, "of nobody", refuses="invalid"),
+        asks("kv.delete", space, "a", 1, refuses="conflict"),
+        asks("kv.delete", space, "a", 2),
+        asks("kv.delete", space, "a", None, refuses="missing"),
+        asks("storage.get", space, "b", answers={"namespace": space, "key": "b", "value": everything, "revision": 1}),
+    ]
+
+
 # --- what an extension measures and publishes ------------------------------------------------------------------------------------------
 
 
@@ -240,7 +289,8 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "user": user,
     "nobody": nobody,
     "storage": storage,
+    "kv": kv,
     "metrics": metrics,
     "events": events,
-    "nothing behind": _nothing_behind("kv", "http", "secrets", "ui-proxy", "invoicing", "clients", "services", "scheduler"),
+    "nothing behind": _nothing_behind("http", "secrets", "ui-proxy", "invoicing", "clients", "services", "scheduler"),
 }

@@ -152,6 +152,11 @@ class LimitsModel(BaseModel):
     host_calls: int | None = None
     log_lines: int | None = None
     log_bytes: int | None = None
+    storage_namespaces: int | None = None
+    storage_keys: int | None = None
+    """In each namespace."""
+    storage_value_bytes: int | None = None
+    storage_bytes: int | None = None
 
 
 class NewInstall(_Request):

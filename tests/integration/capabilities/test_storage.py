@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from registry.database import Database, _build_engine
 from registry.domain.ids import InstallId
-from registry.services.storage import StorageLimits, StorageService
+from registry.domain.limits import OPERATOR_DEFAULTS
+from registry.services.storage import StorageService
 from runnerd.capabilities.catalog import BY_NAME
 from runnerd.capabilities.grants import InvocationGrant
 from runnerd.capabilities.storage import storage_handlers
@@ -97,11 +99,13 @@ async def test_names_and_sizes_have_bounds(
 
 
 async def test_a_quota_that_is_used_up_is_told(runner_database: Database, grants: tuple[InvocationGrant, InvocationGrant]) -> None:
-    limits = StorageLimits(total_bytes=10)
-    broker, (mine, _) = make_broker(storage_handlers(StorageService(runner_database, limits))), grants
+    broker = make_broker(storage_handlers(StorageService(runner_database)))
+    mine = replace(grants[0], storage=replace(OPERATOR_DEFAULTS.storage, total_bytes=10))
     assert (await broker.call(mine, PUT, (entry("a", b"x" * 10),))).error is None
     refused = await broker.call(mine, PUT, (entry("b", b"x"),))
-    assert (refused.error, refused.denial) == ("denied", None)
+    assert refused.error == "denied"
+    assert refused.denial is not None
+    assert (refused.denial["capability"], refused.denial["why"]) == ("cap:storage.kv", "quota_exceeded")
 
 
 async def test_an_install_that_is_gone_stores_nothing(runner_database: Database) -> None:

@@ -64,24 +64,21 @@ def test_privileges__live__are_exactly_the_committed_matrix(catalogue: psycopg.C
 def test_functions__live__are_exactly_the_committed_ones(catalogue: psycopg.Connection) -> None:
     functions = _all(
         catalogue,
-        """select p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')', p.prosecdef, p.proconfig,
+        """select p.proname || '(' || oidvectortypes(p.proargtypes) || ')', p.prosecdef, p.proconfig,
                   p.proowner::regrole::text, p.oid
              from pg_proc p where p.pronamespace = 'public'::regnamespace order by 1""",
     )
-    simplified = [
-        (re.sub(r"\w+ (integer|text)", r"\1", name), definer, config, owner, oid) for name, definer, config, owner, oid in functions
-    ]
     granted = {
         name: [
             role
             for role in APPLICATION_ROLES
             if _all(catalogue, "select has_function_privilege(%s, %s::oid, 'execute')", role, oid) == [True]
         ]
-        for name, _, _, _, oid in simplified
+        for name, _, _, _, oid in functions
     }
     assert granted == _MATRIX["functions"]
-    assert [name for name, definer, *_ in simplified if definer] == _MATRIX["security_definer"]
-    for name, _, config, owner, _ in simplified:
+    assert [name for name, definer, *_ in functions if definer] == _MATRIX["security_definer"]
+    for name, _, config, owner, _ in functions:
         assert config == ["search_path=pg_catalog, pg_temp"], name
         assert owner == "ext_owner"
 

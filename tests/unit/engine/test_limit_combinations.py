@@ -60,7 +60,7 @@ IN_THE_WORKER: Mapping[str, Callable[[InvocationLimits], float]] = {
     "log_lines": lambda found: found.log_lines,
     "log_bytes": lambda found: found.log_bytes,
 }
-KEPT_BY_THE_DAEMON = {"request_bytes"}
+KEPT_BY_THE_DAEMON = {"request_bytes", "storage_namespaces", "storage_keys", "storage_value_bytes", "storage_bytes"}
 
 
 def all_of(value: int) -> ExecutionLimits:

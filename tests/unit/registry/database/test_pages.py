@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from registry.domain.errors import Reason, RefusalError
 from registry.services.pages import MAX_PAGE, checked_limit, decode_cursor, encode_cursor
-from registry.services.storage import DEFAULT_LIMITS
+from registry.services.storage import KEY_CHARACTERS, NAMESPACE_CHARACTERS
+from tests.fakes.registry_rows import UNKNOWN_ID
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=50), min_size=1, max_size=3))
@@ -52,5 +53,5 @@ def test_limit__bounds(limit: int, allowed: bool) -> None:
 
 def test_cursor__of_the_longest_namespace_and_key__is_taken_back() -> None:
     # Every character outside the basic plane becomes twelve in JSON; such keys must not hide the rest of a namespace.
-    parts = ("\N{GRINNING FACE}" * DEFAULT_LIMITS.namespace_characters, "\N{GRINNING FACE}" * DEFAULT_LIMITS.key_characters)
-    assert decode_cursor(encode_cursor(*parts), 2) == parts
+    parts = (UNKNOWN_ID, "\N{GRINNING FACE}" * NAMESPACE_CHARACTERS, "\N{GRINNING FACE}" * KEY_CHARACTERS)
+    assert decode_cursor(encode_cursor(*parts), 3) == parts
