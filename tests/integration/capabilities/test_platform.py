@@ -15,13 +15,15 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from registry.domain.ids import InstallId, TenantId
 from runnerd.capabilities.broker import CapabilityBroker
 from runnerd.capabilities.catalog import HostFunction
 from runnerd.capabilities.grants import GuestUser, InvocationGrant
 from runnerd.capabilities.platform import connections, invoicing
+from runnerd.capabilities.platform.api_keys import SecretApiKeys
 from runnerd.capabilities.platform.assembly import Platform, PlatformSettingsError
-from runnerd.capabilities.platform.client import PlatformError
 from runnerd.capabilities.results import HostResult
+from runnerd.capabilities.secrets import InstallSecrets, SecretCase, SecretRefusalError
 from runnerd.capabilities.values import reply_to_wire
 from runnerd.capabilities.writes import WriteLedger
 from tests.fakes.capabilities import INSTALL, USER, grant_of, make_broker, make_grant
@@ -358,35 +360,45 @@ async def test_an_address_that_no_header_can_hold_is_left_out(platform: FakePlat
     assert not {"x-user-email", "x"} & platform.last.headers.keys()
 
 
-class Keys:
-    def __init__(self, key: str | None) -> None:
-        self.key = key
-        self.asked: list[str] = []
+class Sealed:
+    """The secrets of one install."""
 
-    async def find(self, grant: InvocationGrant) -> str | None:
-        self.asked.append(grant.install_id)
-        if self.key == "broken":
-            message = "cannot be opened"
-            raise PlatformError(message)
+    def __init__(self) -> None:
+        self.key: str | SecretCase = SecretCase.MISSING
+        self.asked: list[tuple[str, str, str]] = []
+
+    async def read(self, tenant_id: TenantId, install_id: InstallId, name: str) -> str:
+        self.asked.append((tenant_id, install_id, name))
+        if isinstance(self.key, SecretCase):
+            raise SecretRefusalError(self.key, "why, for the log")
         return self.key
+
+    async def names(self, tenant_id: TenantId, install_id: InstallId) -> tuple[str, ...]:
+        return ("api_key",)
 
 
 async def test_the_extension_s_key_goes_along_only_where_it_may_read_its_secrets(platform: FakePlatform, tmp_path: Path) -> None:
-    keys = Keys("the-key")
-    async with platform_broker(platform, tmp_path, api_keys=keys) as broker:
-        await asked(broker, CALL_ROUTE, "x", None)
-        assert platform.last.headers["x-api-key"] == "the-key"
+    sealed = Sealed()
+    async with platform_broker(platform, tmp_path, api_keys=SecretApiKeys(InstallSecrets(sealed))) as broker:
+        assert (await asked(broker, CALL_ROUTE, "x", None)).error is None
+        assert "x-api-key" not in platform.last.headers, "there is none"
+        sealed.key, grant = "the-key-of-the-extension", make_grant()
+        await asked(broker, CALL_ROUTE, "x", None, grant=grant)
+        assert platform.last.headers["x-api-key"] == "the-key-of-the-extension"
+        assert "the-key-of-the-extension" not in grant.revealed.hide("so the-key-of-the-extension"), (
+            "what is kept about the invocation is rid of it"
+        )
+        assert sealed.asked == [("tenant-a", INSTALL, "api_key")] * 2
         await asked(broker, CALL_ROUTE, "x", None, grant=grant_of("ui.proxy", "user.read"))
         assert "x-api-key" not in platform.last.headers
-        assert keys.asked == [INSTALL]
-        keys.key = None
-        assert (await asked(broker, CALL_ROUTE, "x", None)).error is None
-        assert "x-api-key" not in platform.last.headers
-        count = len(platform.received)
-        for key in ("broken", "with\nbreak"):
-            keys.key = key
+        assert len(sealed.asked) == 2
+        # Never without the key where there is one.
+        for sealed.key in (SecretCase.EXPIRED, SecretCase.INTERNAL, "with\r\nx-runner-auth: break", "ü", ""):
             assert (await asked(broker, CALL_ROUTE, "x", None)).error == "internal"
-        assert len(platform.received) == count
+        assert len(platform.received) == 3
+        await asked(broker, GET_CLIENT, CLIENT)
+        assert "x-api-key" not in platform.last.headers
+        assert len(sealed.asked) == 7, "internal routes have no use for it"
 
 
 # --- writes ----------------------------------------------------------------------------------------------------------------------------
