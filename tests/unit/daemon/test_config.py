@@ -208,3 +208,30 @@ def test_platform__a_file_that_cannot_be_used_is_a_bad_setting() -> None:
         raise PlatformSettingsError(message)
 
     assert _run(refused()) == EXIT_BAD_SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("VAULT", {"ADDRESS": "http://127.0.0.1:8200", "TOKEN_FILE": "t", "KEY": "k"}),
+        ("KMS", {"ENDPOINT": "http://127.0.0.1:9", "KEY": "projects/p/locations/l/keyRings/r/cryptoKeys/k"}),
+    ],
+)
+def test_secrets__key_service_without_tls__for_development_only(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, kind: str, values: dict[str, str]
+) -> None:
+    for name, value in values.items():
+        monkeypatch.setenv(f"RUNNERD_SECRETS__{kind}__{name}", value)
+    with pytest.raises(SettingsError, match="without TLS"):
+        load()
+    monkeypatch.setenv("ENV", "development")
+    assert load().secrets is not None
+
+
+@pytest.mark.parametrize(("name", "value"), [("MEMORY_SECONDS", "31"), ("MEMORY_ENTRIES", "0"), ("MEMORY_SECONDS", "5")])
+def test_secrets__out_of_bounds_or_without_any_key__refused(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"RUNNERD_SECRETS__{name}", value)
+    with pytest.raises(SettingsError):
+        load()

@@ -136,6 +136,25 @@ class TestFaces:
         assert settings.serve.admin
         assert not settings.serve.invoke
 
+    @pytest.mark.parametrize("part", ["VAULT__ADDRESS", "KMS__ENDPOINT"])
+    def test_secrets__key_service_without_tls__for_development_only(self, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+        kind = part.split("__", 1)[0]
+        key = "k" if kind == "VAULT" else "projects/p/locations/l/keyRings/r/cryptoKeys/k"
+        values = {f"{kind}__KEY": key, part: "http://127.0.0.1:8200"} | ({"VAULT__TOKEN_FILE": "t"} if kind == "VAULT" else {})
+        set_all(monkeypatch, ADMIN | {f"GATEWAY_ADMIN__SECRETS__{name}": value for name, value in values.items()})
+        with pytest.raises(ValueError, match="without TLS"):
+            config.load(serve=config.Serve.ADMIN)
+        monkeypatch.setenv("ENV", "development")
+        admin = config.load(serve=config.Serve.ADMIN).admin
+        assert admin is not None
+        assert admin.secrets is not None
+
+    def test_secrets__two_keys_to_seal_with__refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        kms = {"GATEWAY_ADMIN__SECRETS__KMS__KEY": "projects/p/locations/l/keyRings/r/cryptoKeys/k"}
+        set_all(monkeypatch, ADMIN | kms | {"GATEWAY_ADMIN__SECRETS__LOCAL__PUBLIC_KEY_FILE": "k"})
+        with pytest.raises(ValueError, match="exactly one"):
+            config.load(serve=config.Serve.ADMIN)
+
     def test_all__in_production_only_if_said_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         set_all(monkeypatch, ADMIN)
         with pytest.raises(ValueError, match="ONE_PROCESS_IN_PRODUCTION"):
