@@ -260,14 +260,16 @@ async def _broker(
     egress = await _egress(settings, metrics)
     if egress is not None:
         stack.push_async_callback(egress.aclose)
-    fetching = _fetching(settings.egress, egress, metrics)
+    fetching = _fetching(settings.egress, egress, metrics, secrets)
     return CapabilityBroker(
         (*_capabilities(settings, database, measurements, platform, secrets), fetching),
         longer=dict.fromkeys(fetching, settings.egress.request_seconds + FETCH_GRACE_SECONDS),
     )
 
 
-def _fetching(settings: EgressSettings, egress: EgressClient | None, metrics: Metrics) -> Mapping[int, Handler]:
+def _fetching(
+    settings: EgressSettings, egress: EgressClient | None, metrics: Metrics, secrets: InstallSecrets | None
+) -> Mapping[int, Handler]:
     if egress is None:
         return unavailable_handlers("alga:extension/http")
     return http_handlers(
@@ -280,6 +282,7 @@ def _fetching(settings: EgressSettings, egress: EgressClient | None, metrics: Me
             seconds=settings.request_seconds,
         ),
         metrics=metrics,
+        secrets=secrets,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final
 
 import typer
@@ -14,6 +15,7 @@ from registry.cli.rendering import table, visible
 from registry.domain.capabilities import normalise
 
 _ROLES: Final = ["ext:manage"]
+_BINDING: Final = re.compile(r"([^:@]+):([^:@]+)@([^:@]+)(?::([0-9]{1,5}))?\Z")
 
 installs = typer.Typer(no_args_is_help=True, help="Installs of a tenant: list, enable, disable, remove.")
 
@@ -124,6 +126,37 @@ def set_hosts(  # noqa: PLR0913 - options
         result(changed, as_json=as_json, text=f"{visible(install_id)} may reach {left}")
 
 
+@installs.command("bind-secrets")
+def bind_secrets(  # noqa: PLR0913 - options
+    install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
+    *,
+    tenant: TenantOption,
+    bind: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SECRET:HEADER@HOST[:PORT]", help="All that are bound from now on; may be repeated."),
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="Bind none.")] = False,
+    gateway: GatewayOption = None,
+    token_file: TokenFileOption = None,
+    state: StateOption = DEFAULT_STATE_FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """Have secrets put into a header of requests to one host, where the extension writes {{secret:NAME}}. Needs the role ext:manage.
+
+    The host can always reveal what it is sent: never bind one that stores or shows it.
+    """
+    with endings(as_json=as_json):
+        if bool(bind) == none:
+            message = "Give either --bind (as often as needed) or --none."
+            raise UsageError(message)
+        bindings = [_binding(text) for text in bind or []]
+        with connected(gateway, state, token_file, tenant=tenant, roles=_ROLES) as client:
+            changed = client.admin(
+                "PATCH", f"/installs/{path_segment(install_id)}", params={"tenant_id": tenant}, json={"egress_secrets": bindings}
+            )
+        result(changed, as_json=as_json, text=f"{visible(install_id)}: {len(bindings)} secrets are bound to hosts")
+
+
 @installs.command("count-hosts")
 def count_hosts(  # noqa: PLR0913 - options
     install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
@@ -232,6 +265,15 @@ def settings_of(pairs: list[str]) -> dict[str, str]:
             raise UsageError(message)
         settings[key] = value
     return settings
+
+
+def _binding(text: str) -> dict[str, Any]:
+    found = _BINDING.match(text)
+    if found is None:
+        message = f"{text!a} is not SECRET:HEADER@HOST or SECRET:HEADER@HOST:PORT."
+        raise UsageError(message)
+    secret, header, host, port = found.groups()
+    return {"secret": secret, "header": header.lower(), "host": host.lower(), "port": int(port or 443)}
 
 
 def _capability(name: str) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from registry.domain.headers import HOP_BY_HOP
+
 HOST_PATTERN: Final = r"^(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 """A name in lower case, or "*." and a name; the latter stands for one or more labels in front of it."""
 MAX_HOST_CHARACTERS: Final = 253
@@ -19,6 +21,11 @@ COUNT_MODE_MOST: Final = timedelta(days=14)
 """`count` relaxes the tenant's list; nobody may forget it (T10)."""
 DEFAULT_PORTS: Final = (443,)
 DEFAULT_SCHEMES: Final = ("https",)
+MAX_BINDINGS: Final = 32
+_MAX_PORT: Final = 65_535
+_SECRET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
+_HEADER = re.compile(r"[a-z0-9][a-z0-9-]{0,63}\Z")
+_NEVER_BOUND: Final = HOP_BY_HOP | {"host", "content-length", "content-type", "accept-encoding", "expect"}
 _HOST = re.compile(HOST_PATTERN)
 _NUMBER = re.compile(r"(0[xX][0-9a-fA-F]*|[0-9]+)\Z")
 
@@ -38,6 +45,35 @@ class EgressRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecretBinding:
+    """A secret that the daemon puts into one header of requests to one host; the guest writes a placeholder and never sees it.
+
+    A bound host can always reveal its secret: one that stores or shows what it is sent must not be bound (T33).
+    """
+
+    secret: str
+    """Name of the install's secret."""
+    header: str
+    """In lower case."""
+    host: str
+    """Exact; requests to it go over https."""
+    port: int = 443
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether it is one that can be written; the host is still to be compared with what is declared."""
+        return (
+            _SECRET.match(self.secret) is not None
+            and _HEADER.match(self.header) is not None
+            and self.header not in _NEVER_BOUND
+            and is_host_pattern(self.host)
+            and not self.host.startswith("*")
+            and not is_address_like(self.host)
+            and 1 <= self.port <= _MAX_PORT
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InstallEgress:
     """What one install may reach, before the operator's ceiling. Without a rule: nothing."""
 
@@ -47,6 +83,7 @@ class InstallEgress:
     """What the tenant leaves of them; None where it left all."""
     count_until: datetime | None = None
     """Until then, the list of hosts is counted and not enforced; set by an operator only."""
+    secrets: tuple[SecretBinding, ...] = ()
 
     def counts_at(self, now: datetime) -> bool:
         """Tell whether the install is in `count` mode."""

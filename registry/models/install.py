@@ -17,7 +17,8 @@ class TenantExtensionInstall(SQLModel, table=True):
     `config` stays empty: the tenant's settings are in `tenant_extension_install_config`. An uninstalled row keeps them and the stored data,
     and comes back to life with the next install. `consented_digest` names the manifest that the grants were given for;
     `egress_hosts` is what the tenant leaves of the hosts that it declares (null: all of them), and until
-    `egress_count_until`, which only an operator sets, that list is counted rather than enforced.
+    `egress_count_until`, which only an operator sets, that list is counted rather than enforced. `egress_secrets` are secrets that
+    the daemon puts into a header for one host.
     """
 
     __tablename__ = "tenant_extension_install"
@@ -38,6 +39,7 @@ class TenantExtensionInstall(SQLModel, table=True):
     endpoint_policy: str = text_column()
     egress_hosts: list[str] | None = optional_json()
     egress_count_until: datetime | None = optional_time()
+    egress_secrets: list[dict[str, Any]] = json_column()
     is_enabled: bool
     status: str = text_column()
     consented_digest: str = text_column()

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from registry.database import Session
 from registry.domain.digests import ContentHash
-from registry.domain.egress import InstallEgress, rules_of
+from registry.domain.egress import InstallEgress, SecretBinding, rules_of
 from registry.domain.ids import ExtensionId, InstallId, TenantId, VersionId, new_id
 from registry.domain.limits import LimitWishes
 from registry.domain.records import Endpoint
@@ -107,7 +107,7 @@ _COLUMNS: Final = """
 select i.tenant_id, i.id::text as install_id, i.granted_caps, i.limits, i.endpoint_policy, i.is_enabled, i.consented_digest, i.granted_by,
        i.granted_at, i.created_at, i.updated_at, r.id::text as extension_id, r.name as extension_name, r.publisher,
        v.id::text as version_id, v.version, v.runtime, v.capabilities, v.api_endpoints, v.yanked_at is not null as is_yanked,
-       i.egress_hosts, i.egress_count_until,
+       i.egress_hosts, i.egress_count_until, i.egress_secrets,
        -- A consent is for one manifest: the hosts of another one were never shown to who gave it.
        case when i.consented_digest = v.manifest_digest then v.manifest -> 'egress' end as egress,
        b.content_hash, coalesce(c.config, '{}') as config,
@@ -135,7 +135,7 @@ _REVIVE: Final = text(
 update tenant_extension_install i
    set version_id = cast(:version_id as uuid), granted_caps = :granted, limits = :limits, endpoint_policy = :endpoint_policy,
        consented_digest = :consented_digest, granted_by = :actor, granted_at = now(), status = 'enabled', is_enabled = true,
-       egress_hosts = :hosts, egress_count_until = null, updated_at = now()
+       egress_hosts = :hosts, egress_count_until = null, egress_secrets = '[]', updated_at = now()
  where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) and i.status = 'uninstalled'
 returning i.id
 """
@@ -179,6 +179,13 @@ update tenant_extension_install i set egress_count_until = now() + make_interval
 returning i.id
 """
 )
+_SET_EGRESS_SECRETS: Final = text(
+    """
+update tenant_extension_install i set egress_secrets = :secrets, updated_at = now()
+ where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) and i.status <> 'uninstalled'
+returning i.id
+"""
+).bindparams(bindparam("secrets", type_=JSONB))
 _UNINSTALL: Final = text(
     """
 update tenant_extension_install i set is_enabled = false, status = 'uninstalled', granted_caps = '[]', updated_at = now()
@@ -264,6 +271,11 @@ class InstallRepository:
         """Count rather than enforce the list of hosts for so long from now; 0 ends it. Tell whether there is such an install."""
         return await self._first(_SET_EGRESS_COUNT, install_id=uuid_or_none(install_id), seconds=seconds) is not None
 
+    async def set_egress_secrets(self, install_id: str, bindings: Sequence[SecretBinding]) -> bool:
+        """Replace the secrets that are put into headers. Tell whether there is such an install."""
+        documents = [asdict(binding) for binding in bindings]
+        return await self._first(_SET_EGRESS_SECRETS, install_id=uuid_or_none(install_id), secrets=documents) is not None
+
     async def uninstall(self, install_id: str, *, purge: bool) -> bool:
         """Take the install away; with `purge` its settings and stored data too. Tell whether there was one."""
         return await self._first(_PURGE if purge else _UNINSTALL, install_id=uuid_or_none(install_id)) is not None
@@ -286,6 +298,7 @@ def _egress(row: RowMapping) -> InstallEgress:
         rules=rules_of(row["egress"]),
         hosts=None if hosts is None else tuple(hosts),
         count_until=row["egress_count_until"],
+        secrets=tuple(SecretBinding(**document) for document in row["egress_secrets"]),
     )
 
 

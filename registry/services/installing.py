@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, astuple, fields
 from datetime import timedelta
 from typing import Final
 
 from registry.database import Database, Session
 from registry.domain.capabilities import ALWAYS, normalise
 from registry.domain.digests import ContentHash
-from registry.domain.egress import COUNT_MODE_MOST, MAX_HOSTS, EgressRule, covers, is_host_pattern, rules_of
+from registry.domain.egress import (
+    COUNT_MODE_MOST,
+    MAX_BINDINGS,
+    MAX_HOSTS,
+    EgressRule,
+    SecretBinding,
+    covers,
+    host_matches,
+    is_host_pattern,
+    rules_of,
+)
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import TenantId
 from registry.domain.limits import OPERATOR_CEILING, LimitWishes
@@ -201,6 +211,27 @@ class InstallService:
             )
             return _found(await installs.find(install_id))
 
+    async def set_egress_secrets(
+        self, tenant_id: TenantId | str, install_id: str, *, bindings: Collection[SecretBinding], actor: str
+    ) -> InstallView:
+        """Replace the secrets that the daemon puts into headers for hosts; the extension writes a placeholder and never sees them.
+
+        Raises:
+            RefusalError: EXTENSION_NOT_INSTALLED, INVALID_REQUEST (malformed, or a host that the version does not declare over https and
+                that port), REGISTRY_UNAVAILABLE.
+        """
+        async with self._database.tenant_session(tenant_id) as session:
+            installs = InstallRepository(session, tenant_id)
+            before = _found(await installs.find(install_id))
+            checked = _checked_bindings(bindings, before.egress.rules)
+            await installs.set_egress_secrets(install_id, checked)
+            # Names, never values: there are none here.
+            detail = {"bindings": [asdict(binding) for binding in checked]}
+            await AuditRepository(session, TenantId(tenant_id)).record(
+                actor=actor, action="install.egress_secrets", subject=install_id, detail=detail
+            )
+            return _found(await installs.find(install_id))
+
     async def set_egress_count(self, tenant_id: TenantId | str, install_id: str, *, duration: timedelta, actor: str) -> InstallView:
         """Have the list of hosts counted rather than enforced for some time from now; none ends it. For operators only.
 
@@ -295,6 +326,18 @@ def _checked_hosts(hosts: Collection[str] | None, declared: Collection[EgressRul
         detail = "Allow only hosts that the extension declares; remove the rest."
         raise RefusalError(Reason.INVALID_REQUEST, detail, metadata={"undeclared": ",".join(beyond)[:512]})
     return tuple(sorted(set(hosts)))
+
+
+def _checked_bindings(bindings: Collection[SecretBinding], declared: Collection[EgressRule]) -> tuple[SecretBinding, ...]:
+    places = {(binding.host, binding.port, binding.header, binding.secret) for binding in bindings}
+    if len(bindings) > MAX_BINDINGS or len(places) != len(bindings) or not all(binding.is_valid for binding in bindings):
+        detail = f"Bind at most {MAX_BINDINGS} secrets, each by name to one header, one exact host and its port."
+        raise RefusalError(Reason.INVALID_REQUEST, detail)
+    for binding in bindings:
+        if not any(host_matches(rule.host, binding.host) and rule.admits("https", binding.port) for rule in declared):
+            detail = "Bind secrets only to hosts that the extension declares, over https."
+            raise RefusalError(Reason.INVALID_REQUEST, detail, metadata={"undeclared": f"{binding.host}:{binding.port}"})
+    return tuple(sorted(bindings, key=astuple))
 
 
 def _checked_config(config: Mapping[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Final
 
 from registry.domain.headers import HOP_BY_HOP, MAX_HEADER_BYTES, MAX_HEADERS
 from registry.domain.limits import MIB
+from runnerd.capabilities.bound_secrets import SecretOpener, UnreadableAnswerError, UnusableSecretError, fill, scrub
 from runnerd.capabilities.egress_policy import EgressCeiling, decide, explain, generation_of
 from runnerd.capabilities.grants import InvocationGrant
 from runnerd.capabilities.handlers import Handler, function_named
@@ -51,14 +52,17 @@ class RefusedRequestError(ValueError):
     """A method or header that is not sent; the text says why and repeats nothing of it."""
 
 
-def http_handlers(egress: Egress, *, ceiling: EgressCeiling, limits: FetchLimits, metrics: Metrics) -> Mapping[int, Handler]:
-    """Return the handler, by number of the function."""
-    fetcher = _Fetcher(egress, ceiling, limits, metrics)
+def http_handlers(
+    egress: Egress, *, ceiling: EgressCeiling, limits: FetchLimits, metrics: Metrics, secrets: SecretOpener | None = None
+) -> Mapping[int, Handler]:
+    """Return the handler, by number of the function. Without `secrets`, requests that use a bound one are refused."""
+    fetcher = _Fetcher(egress, ceiling, limits, metrics, secrets)
     return {function_named("alga:extension/http", "fetch").number: fetcher.fetch}
 
 
 class _Fetcher:
-    def __init__(self, egress: Egress, ceiling: EgressCeiling, limits: FetchLimits, metrics: Metrics) -> None:
+    def __init__(self, egress: Egress, ceiling: EgressCeiling, limits: FetchLimits, metrics: Metrics, secrets: SecretOpener | None) -> None:
+        self._secrets = secrets
         self._egress = egress
         self._ceiling = ceiling
         self._limits = limits
@@ -70,8 +74,8 @@ class _Fetcher:
         1. The request is one in every reading.
         2. The host is on the lists, by name; nothing was looked up so far.
         3. There are requests and bytes left.
-        4. It leaves from the egress process.
-        5. What it used is counted, whatever came of it.
+        4. Bound secrets are put in, and it leaves from the egress process.
+        5. What it used is counted, whatever came of it; what was put in is taken out of the answer.
         """
         method, url, headers, body = _parts(arguments)
         try:
@@ -87,23 +91,34 @@ class _Fetcher:
         over = self._take(grant, size=_size(sent) + len(target.path) + len(body or b""))  # (3)
         if over is not None:
             return over
+        try:
+            filled = await fill(self._secrets, grant, target, sent)  # (4)
+        except UnusableSecretError as error:
+            self._metrics.egress_request("secret")
+            self._log(grant, f"a bound secret cannot be used: {error}")
+            change = f"An administrator of the tenant sets the secret that is bound to {target.host}, or ends the binding."
+            return HostResult(error=_NOT_ALLOWED, denial=explain("secret_unusable", change))
         request = OutgoingRequest(
             tenant_id=grant.tenant_id,
             install_id=grant.install_id,
             generation=generation_of(grant.egress, grant.version_id, self._ceiling),
             method=method,
             target=target,
-            headers=sent,
+            headers=filled.headers,
             body=body,
             seconds=min(self._limits.seconds, grant.deadline - time.monotonic()),
             response_bytes=self._limits.response_bytes - grant.used[RESPONSE_BYTES],
         )
         try:
-            answer = await self._egress.fetch(request)  # (4)
+            answer = await self._egress.fetch(request)
         except EgressError as error:
             grant.used[RESPONSE_BYTES] += error.received  # (5)
             return self._failed(grant, target, error)
         grant.used[RESPONSE_BYTES] += answer.size
+        try:
+            answer = scrub(answer, filled.values)
+        except UnreadableAnswerError as error:
+            return self._end(Failure.PROTOCOL, _TRANSPORT, grant, str(error))
         self._metrics.egress_request(decision.result)
         fields = [{"name": name, "value": value} for name, value in answer.headers]
         return HostResult(value={"status": answer.status, "headers": fields, "body": answer.body}, denial=decision.denial)

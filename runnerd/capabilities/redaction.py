@@ -69,11 +69,12 @@ def _forms_of(values: set[str]) -> tuple[str, ...]:
     for value in sorted(values):
         for piece in dict.fromkeys((value, *value.splitlines()[:_MAX_LINES])):
             if len(piece) >= LEAST_CHARACTERS and len(forms) < _MAX_FORMS:
-                forms.update(form for form in _written(piece) if len(form) >= LEAST_CHARACTERS)
+                forms.update(form for form in written_forms(piece) if len(form) >= LEAST_CHARACTERS)
     return tuple(sorted(forms, key=lambda form: (-len(form), form)))
 
 
-def _written(piece: str) -> Iterator[str]:
+def written_forms(piece: str) -> Iterator[str]:
+    """Yield the ways in which programs write a value by accident: itself, JSON, percent encodings, base64 at any alignment."""
     yield piece
     yield json.dumps(piece)[1:-1]
     yield json.dumps(piece, ensure_ascii=False)[1:-1]

@@ -38,6 +38,7 @@ EGRESS_RESULTS = (
     "not_on_list",
     "ceiling",
     "limit",
+    "secret",
     "address",
     "dns",
     "connect",

@@ -12,6 +12,7 @@ from gateway.problems import documented
 from gateway.routes.admin.access import CallerOf, PageOf, TenantParameter
 from gateway.routes.admin.models import InstallChange, InstallCreated, InstallDetail, InstallModel, NewInstall, PageModel
 from gateway.routes.admin.warming import Warmer
+from registry.domain.egress import SecretBinding
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import TenantId
 from registry.domain.limits import LimitWishes
@@ -98,9 +99,12 @@ async def _change(installs: InstallService, caller: Caller, tenant: TenantId, in
         return await installs.set_config(tenant, install_id, config=change.config, actor=caller.actor)
     if change.egress is not None:
         return await installs.set_egress_hosts(tenant, install_id, hosts=change.egress.hosts, actor=caller.actor)
+    if change.egress_secrets is not None:
+        bindings = [SecretBinding(**binding.model_dump()) for binding in change.egress_secrets]
+        return await installs.set_egress_secrets(tenant, install_id, bindings=bindings, actor=caller.actor)
     if change.egress_count_days is not None:
         # SECURITY: it takes a wall down, and the tenant must not be the one who says when (T10).
         caller.require(OPERATE)
         days = timedelta(days=change.egress_count_days)
         return await installs.set_egress_count(tenant, install_id, duration=days, actor=caller.actor)
-    raise RefusalError(Reason.INVALID_REQUEST, "Give exactly one of enabled, granted, config, egress, egress_count_days.")
+    raise RefusalError(Reason.INVALID_REQUEST, "Give exactly one of enabled, granted, config, egress, egress_secrets, egress_count_days.")

@@ -176,6 +176,18 @@ class NewInstall(_Request):
     """What is left of the hosts that it declares, for http.fetch; absent leaves all of them."""
 
 
+class SecretBindingModel(BaseModel):
+    """A secret that the daemon puts into one header of requests to one host, where the extension writes `{{secret:NAME}}`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, from_attributes=True)
+
+    secret: Name
+    header: Annotated[str, Field(max_length=64)]
+    host: Annotated[str, Field(max_length=253)]
+    """Exact, and declared by the extension; a host that stores or shows what it is sent must not be bound."""
+    port: Annotated[int, Field(ge=1, le=65_535)] = 443
+
+
 class EgressChange(_Request):
     """Another list of hosts."""
 
@@ -193,10 +205,12 @@ class InstallChange(_Request):
     egress_count_days: Annotated[int, Field(ge=0, le=14)] | None = None
     """For so many days from now the list of hosts is counted and not enforced; 0 ends that. Operators only."""
 
+    egress_secrets: Annotated[list[SecretBindingModel], Field(max_length=32)] | None = None
+
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(value is not None for value in (self.enabled, self.granted, self.config, self.egress, self.egress_count_days)) != 1:
-            message = "give exactly one of enabled, granted, config, egress, egress_count_days"
+        if sum(value is not None for _, value in self) != 1:
+            message = "give exactly one of " + ", ".join(type(self).model_fields)
             raise ValueError(message)
         return self
 
@@ -216,6 +230,7 @@ class EgressModel(_Response):
     """Declared by the manifest that the tenant consented to."""
     hosts: list[str] | None
     """What the tenant leaves of them; null where it leaves all."""
+    secrets: list[SecretBindingModel]
     count_until: datetime | None
     """Until then the list is counted and not enforced."""
 

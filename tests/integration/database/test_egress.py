@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Collection, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 
 from registry.database import Database
-from registry.domain.egress import DEFAULT_PORTS, EgressRule
+from registry.domain.egress import DEFAULT_PORTS, EgressRule, SecretBinding
 from registry.domain.errors import Reason, RefusalError
 from registry.migrations.roles import OWNER, libpq_conninfo
 from registry.services.installing import InstallService
@@ -127,6 +128,53 @@ async def test_count_mode__a_date_that_no_service_writes__is_no_permission(
     assert not (await Resolver(runner_database, ttl_seconds=0).resolve(TENANT, NAME)).egress.counts_at(datetime.now(UTC))
 
 
+BINDING = SecretBinding(secret="api_key", header="authorization", host="api.example.com")
+
+
+async def test_set_egress_secrets__to_declared_hosts__reach_the_daemon_and_are_audited(
+    admin_database: Database, runner_database: Database, database_urls: Mapping[str, str]
+) -> None:
+    await publish(admin_database, new_version(egress=DECLARED))
+    view = await install(admin_database, granted=["http.fetch"])
+    service, resolver = InstallService(admin_database), Resolver(runner_database, ttl_seconds=0)
+    bindings = (replace(BINDING, port=8443), BINDING, SecretBinding(secret="b", header="x-key", host="a.example.org"))
+    await service.set_egress_secrets(TENANT, view.install_id, bindings=bindings, actor="a")
+    assert set((await resolver.resolve(TENANT, NAME)).egress.secrets) == set(bindings)
+    with psycopg.connect(libpq_conninfo(database_urls[OWNER])) as connection:
+        (detail,) = connection.execute("select detail from extension_audit_log where action = 'install.egress_secrets'").fetchone() or ({},)
+    assert len(detail["bindings"]) == 3
+    await service.uninstall(TENANT, view.install_id, actor="a")
+    assert (await install(admin_database, granted=["http.fetch"])).egress.secrets == ()
+
+
+@pytest.mark.parametrize(
+    "bindings",
+    [
+        (BINDING, BINDING),
+        (replace(BINDING, host="*.example.org"),),
+        (replace(BINDING, host="example.org"),),
+        (replace(BINDING, host="other.example.com"),),
+        (replace(BINDING, host="8.8.8.8"),),
+        (replace(BINDING, host="API.example.com"),),
+        (replace(BINDING, port=444),),
+        (replace(BINDING, port=0),),
+        (replace(BINDING, header="host"),),
+        (replace(BINDING, header="Authorization"),),
+        (replace(BINDING, header="a b"),),
+        (replace(BINDING, header="proxy-authorization"),),
+        (replace(BINDING, secret=""),),
+        (replace(BINDING, secret="a}}b"),),
+        tuple(replace(BINDING, secret=f"s{number}") for number in range(33)),
+    ],
+)
+async def test_set_egress_secrets__beyond_or_malformed__is_refused(admin_database: Database, bindings: tuple[SecretBinding, ...]) -> None:
+    await publish(admin_database, new_version(egress=DECLARED))
+    view = await install(admin_database, granted=["http.fetch"])
+    service = InstallService(admin_database)
+    await _refused(service.set_egress_secrets(TENANT, view.install_id, bindings=bindings, actor="a"), Reason.INVALID_REQUEST)
+    assert (await service.get(TENANT, view.install_id)).egress.secrets == ()
+
+
 async def test_reinstall__after_count_mode__is_enforced_and_has_every_declared_host(admin_database: Database) -> None:
     await publish(admin_database, new_version(egress=DECLARED))
     view = await install(admin_database, granted=["http.fetch"])
@@ -144,4 +192,5 @@ async def test_other_tenant__changes_nothing(admin_database: Database) -> None:
     await _refused(
         service.set_egress_count(OTHER_TENANT, view.install_id, duration=timedelta(days=1), actor="b"), Reason.EXTENSION_NOT_INSTALLED
     )
+    await _refused(service.set_egress_secrets(OTHER_TENANT, view.install_id, bindings=[BINDING], actor="b"), Reason.EXTENSION_NOT_INSTALLED)
     assert (await service.get(TENANT, view.install_id)).egress == view.egress

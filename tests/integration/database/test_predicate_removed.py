@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import event
 
 from registry.database import Database, Session
+from registry.domain.egress import SecretBinding
 from registry.domain.errors import RefusalError
 from registry.domain.ids import InstallId, TenantId, new_id
 from registry.domain.limits import OPERATOR_DEFAULTS, LimitWishes
@@ -76,6 +77,9 @@ class Case:
     attack: Attack
     leaks: bool
     """Whether it reaches A's rows without the predicate and without row-level security. False: its keys keep it to its own tenant."""
+
+
+BINDING = SecretBinding(secret="s", header="authorization", host="evil.example")
 
 
 def _new_install(victim: Victim) -> NewInstall:
@@ -207,6 +211,7 @@ CASES = [
     _installs("set_enabled", lambda repository, victim: repository.set_enabled(victim.install.install_id, enabled=False)),
     _installs("set_grants", lambda repository, victim: repository.set_grants(victim.install.install_id, ["http.fetch"], actor="evil")),
     _installs("set_egress_hosts", lambda repository, victim: repository.set_egress_hosts(victim.install.install_id, ["evil.example"])),
+    _installs("set_egress_secrets", lambda repository, victim: repository.set_egress_secrets(victim.install.install_id, [BINDING])),
     _installs("set_egress_count", lambda repository, victim: repository.set_egress_count(victim.install.install_id, 86_400)),
     _installs("uninstall", lambda repository, victim: repository.uninstall(victim.install.install_id, purge=False)),
     _installs("uninstall", lambda repository, victim: repository.uninstall(victim.install.install_id, purge=True)),

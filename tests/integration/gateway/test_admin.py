@@ -302,9 +302,10 @@ class TestInstalling:
         await published(admin)
         path = f"/installs/{(await installed(admin))['install_id']}"
         answer = await admin.ask("PATCH", path, "ext:manage", json={"egress": {"hosts": []}})
-        assert answer.json()["egress"] == {"rules": [], "hosts": [], "count_until": None}
+        assert answer.json()["egress"] == {"rules": [], "hosts": [], "secrets": [], "count_until": None}
         assert (await admin.ask("PATCH", path, "ext:manage", json={"egress": {"hosts": None}})).json()["egress"]["hosts"] is None
         bodies: list[dict[str, object]] = [{"egress": {}}, {"egress": {"hosts": ["a.example"]}}, {"egress": {"hosts": "a"}}]
+        bodies += [{"egress_secrets": [{"secret": "s", "header": "x-key", "host": "a.example"}]}, {"egress_secrets": [{"secret": "s"}]}]
         for body in (*bodies, {"egress_count_days": 15}):
             assert reason(await admin.ask("PATCH", path, "ext:manage", json=body)) == (400, "INVALID_REQUEST")
         # A tenant must not take its own wall down (T10).

@@ -1,0 +1,194 @@
+"""Secrets bound to a host: put in at one place only, taken out of what comes back as far as that goes (T33)."""
+
+from __future__ import annotations
+
+import gzip
+import html
+import json
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.domain.egress import EgressRule, InstallEgress, SecretBinding
+from runnerd.capabilities.bound_secrets import scrub
+from runnerd.capabilities.catalog import BY_NAME
+from runnerd.capabilities.egress_policy import EgressCeiling
+from runnerd.capabilities.grants import InvocationGrant
+from runnerd.capabilities.http import FetchLimits, http_handlers
+from runnerd.capabilities.outgoing import IncomingResponse, OutgoingRequest
+from runnerd.capabilities.redaction import HIDDEN as HIDDEN_TEXT
+from runnerd.capabilities.results import HostResult
+from runnerd.capabilities.secrets import SecretCase, SecretRefusalError
+from runnerd.telemetry.metrics import Metrics
+from tests.fakes.capabilities import grant_of, make_broker
+
+FETCH = BY_NAME["alga:extension/http", "fetch"]
+HIDDEN = HIDDEN_TEXT.encode()
+VALUE = 'sk-live/"8f+3a<9c>7e&51'
+P = "{{secret:api_key}}"
+RULES = (
+    EgressRule(host="api.example.com", ports=(443, 8443), schemes=("https", "http")),
+    EgressRule(host="*.example.com", ports=(443,)),
+)
+EGRESS = InstallEgress(rules=RULES, secrets=(SecretBinding(secret="api_key", header="authorization", host="api.example.com"),))
+CEILING = EgressCeiling(ports=(443, 8443, 80), schemes=("https", "http"))
+
+
+class Safe:
+    def __init__(self, value: str | Exception = VALUE) -> None:
+        self.value = value
+        self.opened: list[tuple[str, str]] = []
+
+    async def reveal(self, grant: InvocationGrant, name: str) -> str:
+        self.opened.append((grant.install_id, name))
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+class Echo:
+    """A server that answers with something made of what it was sent."""
+
+    def __init__(self, make: Callable[[OutgoingRequest], IncomingResponse] | None = None) -> None:
+        self.sent: list[OutgoingRequest] = []
+        self.make = make
+
+    async def fetch(self, request: OutgoingRequest) -> IncomingResponse:
+        self.sent.append(request)
+        return self.make(request) if self.make is not None else IncomingResponse(status=200, headers=(), body=b"", size=0)
+
+
+async def fetch(
+    server: Echo, safe: Safe | None, url: str = "https://api.example.com/", *, egress: InstallEgress = EGRESS, **request: Any
+) -> HostResult:
+    handlers = http_handlers(server, ceiling=CEILING, limits=FetchLimits(), metrics=Metrics(), secrets=safe)
+    headers = [{"name": name, "value": value} for name, value in request.pop("headers", ())]
+    arguments = {"method": "GET", "url": url, "headers": headers, "body": None, **request}
+    return await make_broker(handlers).call(grant_of("http.fetch", egress=egress), FETCH, (arguments,))
+
+
+async def test_bound_header__has_the_value_once_it_leaves() -> None:
+    server, safe = Echo(), Safe()
+    assert (await fetch(server, safe, headers=[("Authorization", f"Bearer {P}"), ("accept-encoding", "gzip")])).error is None
+    assert dict(server.sent[0].headers) == {"authorization": f"Bearer {VALUE}", "accept-encoding": "identity"}
+    assert len(safe.opened) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "request_"),
+    [
+        (f"https://api.example.com/{P}", {}),
+        (f"https://api.example.com/?key={P}", {}),
+        ("https://api.example.com/", {"method": "POST", "body": P.encode()}),
+        ("https://api.example.com/", {"headers": [("x-authorization", P)]}),
+        ("https://api.example.com/", {"headers": [("authorization", "{{secret:other}}")]}),
+        ("https://api.example.com/", {"headers": [("authorization", "{{ secret:api_key }}")]}),
+        ("https://api.example.com/", {"headers": [("authorization", "{{SECRET:API_KEY}}")]}),
+        ("https://api.example.com:8443/", {"headers": [("authorization", P)]}),
+        ("http://api.example.com:443/", {"headers": [("authorization", P)]}),
+        ("https://other.example.com/", {"headers": [("authorization", P)]}),
+        ("https://x.api.example.com/", {"headers": [("authorization", P)]}),
+    ],
+)
+async def test_placeholder__anywhere_else__is_sent_as_it_was_written(url: str, request_: dict[str, Any]) -> None:
+    server, safe = Echo(), Safe()
+    assert (await fetch(server, safe, url, **request_)).error is None
+    assert not safe.opened
+    assert VALUE not in repr(server.sent)
+
+
+async def test_placeholder__of_another_header_beside_the_bound_one__stays() -> None:
+    server = Echo()
+    await fetch(server, Safe(), headers=[("authorization", P), ("x-copy", P)])
+    assert dict(server.sent[0].headers)["x-copy"] == P
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        SecretRefusalError(SecretCase.EXPIRED, "hunter2"),
+        "short",
+        "",
+        "x" * 4_097,
+        "line\r\nx-evil: 1",
+        "nul\0nul-nul",
+        "snow\u2603manman",
+        " padded-value",
+    ],
+)
+async def test_value__that_cannot_be_used__stops_the_request(value: str | Exception) -> None:
+    server = Echo()
+    result = await fetch(server, Safe(value), headers=[("authorization", P)])
+    assert result.error == "not-allowed"
+    assert result.denial is not None
+    assert result.denial["why"] == "secret_unusable"
+    assert not server.sent
+    assert "hunter2" not in str(result)
+
+
+async def test_runner_without_secrets__stops_the_request() -> None:
+    server = Echo()
+    assert (await fetch(server, None, headers=[("authorization", P)])).error == "not-allowed"
+    assert not server.sent
+
+
+BEARER = f"Bearer {VALUE}"
+TOLD: dict[str, tuple[bytes, bool]] = {
+    "as it is": (BEARER.encode(), True),
+    "base64": (b64encode(VALUE.encode()), True),
+    "base64 of the header": (b64encode(BEARER.encode()), True),
+    "base64, one byte further": (b64encode(b"x" + BEARER.encode()), True),
+    "base64 for URLs": (urlsafe_b64encode(BEARER.encode()), True),
+    "percent": (quote(BEARER, safe="").encode(), True),
+    "percent, lower case": (quote(VALUE, safe="").lower().encode(), True),
+    "JSON": (json.dumps({"a": BEARER}).encode(), True),
+    "JSON as PHP writes it": (json.dumps(BEARER).replace("/", "\\/").encode(), True),
+    "HTML": (html.escape(BEARER).encode(), True),
+    "hex": (VALUE.encode().hex().encode(), True),
+    # What a host can always do: the reason why one that shows what it is sent must not be bound.
+    "reversed": (VALUE[::-1].encode(), False),
+    "in upper case": (VALUE.upper().encode(), False),
+    "split": (" ".join(VALUE).encode(), False),
+}
+
+
+@pytest.mark.parametrize("form", TOLD)
+async def test_answer__that_repeats_the_value__is_searched_for_it(form: str) -> None:
+    said, found = TOLD[form]
+
+    def make(request: OutgoingRequest) -> IncomingResponse:
+        body = b"before " + said + b" after"
+        return IncomingResponse(status=200, headers=(("x-echo", said.decode()),), body=body, size=len(body))
+
+    result = await fetch(Echo(make), Safe(), headers=[("authorization", BEARER.replace(VALUE, P))])
+    assert isinstance(result.value, dict)
+    assert (HIDDEN in result.value["body"]) is found
+    assert (HIDDEN_TEXT in result.value["headers"][0]["value"]) is found
+    assert result.value["body"].startswith(b"before ")
+    assert result.value["body"].endswith(b" after")
+    if found:
+        assert said not in result.value["body"]
+
+
+async def test_answer__compressed_unasked__is_not_passed_on() -> None:
+    def make(request: OutgoingRequest) -> IncomingResponse:
+        return IncomingResponse(status=200, headers=(("content-encoding", "gzip"),), body=gzip.compress(VALUE.encode()), size=1)
+
+    assert (await fetch(Echo(make), Safe(), headers=[("authorization", P)])).error == "transport"
+    # Without a secret in the request it is the guest's own affair.
+    assert (await fetch(Echo(make), Safe())).error is None
+
+
+@given(st.binary(max_size=40), st.binary(max_size=40), st.text('abcXYZ019-_/+="<&', min_size=8, max_size=40))
+def test_scrub__leaves_no_value_and_everything_else(before: bytes, after: bytes, value: str) -> None:
+    answer = IncomingResponse(status=200, headers=(), body=before + value.encode() + after, size=0)
+    body = scrub(answer, [value]).body
+    assert HIDDEN in body
+    assert value.encode() not in body.replace(HIDDEN, b"\0")
+    untouched = IncomingResponse(status=200, headers=(), body=before, size=0)
+    assert scrub(untouched, ["a value that is not there"]).body == before
