@@ -102,9 +102,9 @@ class VaultTransit:
         plaintext = answer.get("plaintext")
         try:
             return b64decode(plaintext if isinstance(plaintext, str) else "?", validate=True)
-        except ValueError as error:
+        except ValueError:
             message = "Vault answered no plaintext"
-            raise KeyServiceError(message) from error
+            raise KeyServiceError(message) from None
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -124,9 +124,10 @@ class VaultTransit:
             raise KeyServiceError(message)
         try:
             answer = json.loads(body)["data"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError):
             message = f"Vault's answer to {verb} cannot be read"
-            raise KeyServiceError(message) from error
+            # SECURITY: from None: the exception holds the answer, which may be half a data key.
+            raise KeyServiceError(message) from None
         if not isinstance(answer, dict):
             message = f"Vault's answer to {verb} cannot be read"
             raise KeyServiceError(message)

@@ -118,7 +118,7 @@ async def test_broken_answers__nothing_is_sealed_opened_or_leaked(kit: Kit, kind
     for act in (kit.sealer.seal(VALUE, PLACE), kit.opener.open(envelope, PLACE)):
         with pytest.raises(KeyServiceError) as caught:
             await act
-        assert caught.value.__cause__ is None or kind in {"garbage", "page", "nothing", "empty", "null", "wrong kinds", "no base64", "deep"}
+        assert caught.value.__cause__ is None
         assert "hvs." not in str(caught.value)
     kit.service.instead = None
     assert await kit.opener.open(envelope, PLACE) == VALUE
