@@ -86,14 +86,13 @@ async def test_list_keys__registry_away__empty() -> None:
     assert await broker.call(make_grant(), LIST, ()) == succeeded([])
 
 
-async def test_platforms_key__found_missing_or_unusable() -> None:
+async def test_platforms_key__found_missing_or_withheld() -> None:
     grant = make_grant()
     assert await SecretApiKeys(InstallSecrets(Sealed(api_key="key-1"))).find(grant) == "key-1"
     assert await SecretApiKeys(InstallSecrets(Sealed())).find(grant) is None
-    for value in ("a\r\nx-evil: 1", "two words", "ä", "x" * 4097, SecretCase.EXPIRED, SecretCase.INTERNAL):
-        with pytest.raises(PlatformError) as caught:
-            await SecretApiKeys(InstallSecrets(Sealed(api_key=value))).find(grant)
-        assert str(value) not in str(caught.value)
+    for case in (SecretCase.EXPIRED, SecretCase.INTERNAL):
+        with pytest.raises(PlatformError, match="not given"):
+            await SecretApiKeys(InstallSecrets(Sealed(api_key=case))).find(grant)
 
 
 class TestHiding:
