@@ -16,10 +16,11 @@ from typing import Any, Final
 
 import pytest
 
-from registry.cli.building import DEFAULT_WORLD, Language, Toolchain, build, find_wit, pack
+from registry.cli.building import COMPONENT, DEFAULT_WORLD, MANIFEST, Language, Toolchain, build, find_wit
 from runnerd.capabilities.catalog import HostFunction
 from runnerd.capabilities.shapes import F64, Bool, Data, Enum, ListOf, Option, Record, Shape, Text, TupleOf, Unsigned
 from scripts.demonstration.samples import CACHE, TOOLCHAIN, exclusive, javascript_is_available
+from tests.fakes.archives import archive, compress, file
 
 ASSETS: Final = Path(__file__).resolve().parents[1] / "assets"
 _EXACT_BITS: Final = 53
@@ -50,8 +51,10 @@ GUESTS: Final = tuple(
 )
 
 
-def build_probe(guest: ProbeGuest, manifest: Mapping[str, Any], work: Path) -> bytes:
-    """Return the bundle of a guest; built once into .cache. Skips the test where its toolchain is not installed.
+def build_probe(guest: ProbeGuest, manifest: Mapping[str, Any], work: Path) -> tuple[bytes, Path]:
+    """Return the bundle of a guest and its component; built once into .cache. Skips the test where its toolchain is not installed.
+
+    The bundle is packed with little effort: `extctl pack` takes longer than all the probes.
 
     Args:
         guest: which.
@@ -60,7 +63,7 @@ def build_probe(guest: ProbeGuest, manifest: Mapping[str, Any], work: Path) -> b
     """
     if guest.language is Language.JAVASCRIPT and not javascript_is_available():
         pytest.skip("no JavaScript toolchain: install Node.js and run scripts/build_guest_toolchain")
-    project, folder, archive = (work / f"{guest.name}{suffix}" for suffix in ("", ".built", ".tar.zst"))
+    project, folder = (work / f"{guest.name}{suffix}" for suffix in ("", ".built"))
     write_project(guest, manifest, project)
     wit, world = find_wit(), DEFAULT_WORLD
     if not guest.additions:
@@ -71,8 +74,9 @@ def build_probe(guest: ProbeGuest, manifest: Mapping[str, Any], work: Path) -> b
     # One at a time for each guest: whoever waits finds the result in the cache.
     with exclusive(CACHE / f"{guest.name}.lock"):
         build(project, folder, tools)
-        pack(folder, archive, cache=CACHE / "bundles")
-    return archive.read_bytes()
+    component = folder / COMPONENT
+    members = [file("dist/"), file(str(COMPONENT), component.read_bytes()), file(MANIFEST, (folder / MANIFEST).read_bytes())]
+    return compress(archive(*members), level=1), component
 
 
 def write_project(guest: ProbeGuest, manifest: Mapping[str, Any], project: Path) -> None:
@@ -85,7 +89,7 @@ def write_project(guest: ProbeGuest, manifest: Mapping[str, Any], project: Path)
     shutil.copy(sources / f"{'extension' if guest.additions else 'runner'}.{ending}", project / "src" / f"interfaces.{ending}")
     runtime = {Language.JAVASCRIPT: "wasm-js@1", Language.PYTHON: "wasm-component@1"}[guest.language]
     head = {"name": guest.name, "publisher": "example", "version": "1.0.0", "runtime": runtime}
-    (project / "manifest.json").write_text(json.dumps(head | dict(manifest)), "utf-8")
+    (project / MANIFEST).write_text(json.dumps(head | dict(manifest)), "utf-8")
 
 
 # --- what guests are told ----------------------------------------------------------------------------------------------------------------

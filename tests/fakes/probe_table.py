@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from runnerd.capabilities.answers import not_offered
 from runnerd.capabilities.catalog import FUNCTIONS, HostFunction
 from tests.fakes.capabilities import sample
+from tests.fakes.platform_kit import CLIENT, SERVICE
 from tests.fakes.probe_guests import Answer
+from tests.fakes.probe_servers import ABSENT, BROKEN, FORBIDDEN, INVOICE, UNICODE
 
 KIB: Final = 1024
-UNICODE: Final = "Zażółć ключ 𐍈 🦀"
-"""Two, three and four bytes of UTF-8; the last two are surrogate pairs in JavaScript."""
+MOST_KEYS: Final = 30
+"""In a namespace of the guests' installs."""
 SETTINGS: Final = {"colour": "blue", "empty": "", "unicode": UNICODE}
 _BY_SHORT_NAME: Final = {function.qualified_name.partition("/")[2]: function for function in FUNCTIONS}
 
@@ -51,6 +53,8 @@ class Surroundings:
     install_id: str = ""
     extension_id: str = ""
     version_id: str = ""
+    web: str = "http://probe.test"
+    """Where tests/fakes/probe_servers.py answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +218,28 @@ def kv(_: Surroundings) -> list[Probe]:
         asks("kv.delete", space, "a", 2),
         asks("kv.delete", space, "a", None, refuses="missing"),
         asks("storage.get", space, "b", answers={"namespace": space, "key": "b", "value": everything, "revision": 1}),
+        asks("kv.put-many", "full", [item(f"a {number}") for number in range(20)], answers=[1] * 20),
+        asks("kv.put-many", "full", [item(f"b {number}") for number in range(MOST_KEYS - 19)], refuses="quota-exceeded"),
+        asks("kv.put-many", "full", [item(f"b {number}") for number in range(MOST_KEYS - 20)], answers=[1] * (MOST_KEYS - 20)),
+        asks("kv.put", "full", "c", b"", options(), refuses="quota-exceeded"),
+        asks("storage.put", {"namespace": "full", "key": "c", "value": b"", "revision": None}, refuses="denied"),
+    ]
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------------------------------
+
+SECRETS: Final = {"unicode": UNICODE, "old": "expired", "moved": "sealed for another version"}
+
+
+def secrets(_: Surroundings) -> list[Probe]:
+    return [
+        asks("secrets.get", "unicode", answers=UNICODE),
+        asks("secrets.get", "absent", refuses="missing"),
+        asks("secrets.get", "old", refuses="expired"),
+        asks("secrets.get", "moved", refuses="internal"),
+        asks("secrets.get", "", refuses="missing"),
+        asks("secrets.get", UNICODE, refuses="missing"),
+        asks("secrets.list-keys", answers=sorted(SECRETS)),
     ]
 
 
@@ -264,6 +290,167 @@ def events(_: Surroundings) -> list[Probe]:
     ]
 
 
+# --- requests over HTTP ----------------------------------------------------------------------------------------------------------------
+
+
+def http(at: Surroundings) -> list[Probe]:
+    def request(path: str, body: bytes | None = None, method: str = "POST", headers: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+        url = path if "://" in path else f"{at.web}{path}"
+        return {"method": method, "url": url, "headers": _headers(*headers), "body": body}
+
+    def response(status: int, body: bytes | None, *headers: tuple[str, str]) -> dict[str, Any]:
+        return {"status": status, "headers": _headers(*headers), "body": body}
+
+    def echo(method: str, sent: str, body: bytes) -> dict[str, Any]:
+        return response(200, body, ("x-method", method), ("x-sent", sent), ("content-length", str(len(body))))
+
+    every, much = bytes(range(256)), bytes(range(256)) * (4 * KIB)
+    two = (("x-two", "a"), ("x-two", "b"), ("content-length", "2"))
+    return [
+        asks("http.fetch", request("/echo", every), answers=echo("POST", "", every)),
+        asks("http.fetch", request("/echo", b""), answers=echo("POST", "", b"")),
+        asks("http.fetch", request("/echo"), answers=echo("POST", "", b"")),
+        asks("http.fetch", request("/echo", much), answers=echo("POST", "", much)),
+        asks("http.fetch", request("/echo?a=%F0%9F%A6%80", None, "GET", [("X-Sent", "one")]), answers=echo("GET", "one", b"")),
+        asks("http.fetch", request("/twice"), answers=response(404, b"no", *two)),
+        asks("http.fetch", request("", method=""), refuses="invalid-url"),
+        asks("http.fetch", request(f"/{UNICODE}", None, UNICODE), refuses="invalid-url"),
+        asks("http.fetch", request("ftp://probe.test/"), refuses="invalid-url"),
+        asks("http.fetch", request("/echo", None, "GET", [("x-sent", "a\r\nx-two: b")]), refuses="invalid-url"),
+        asks("http.fetch", request("https://elsewhere.test/"), refuses="not-allowed"),
+        asks("http.fetch", request("http://169.254.169.254/latest/meta-data/"), refuses="not-allowed"),
+        asks("http.fetch", request("/cut"), refuses="transport"),
+    ]
+
+
+def _headers(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "value": value} for name, value in pairs]
+
+
+# --- the host platform -----------------------------------------------------------------------------------------------------------------
+
+
+def ui_proxy(_: Surroundings) -> list[Probe]:
+    every, much = bytes(range(256)), bytes(range(256)) * (4 * KIB)
+    return [
+        asks("ui-proxy.call-route", "/api/echo", every, answers=every),
+        asks("ui-proxy.call-route", "/api/echo", much, answers=much),
+        asks("ui-proxy.call-route", "/api/echo", b"", answers=b""),
+        asks("ui-proxy.call-route", "/api/echo?q=%F0%9F%A6%80", None, answers=b"GET"),
+        asks("ui-proxy.call-route", "/api/status/404", None, refuses="route-not-found"),
+        asks("ui-proxy.call-route", "/api/status/403", None, refuses="denied"),
+        asks("ui-proxy.call-route", "/api/status/400", None, refuses="bad-request"),
+        asks("ui-proxy.call-route", "/api/status/500", None, refuses="internal"),
+        asks("ui-proxy.call-route", "", None, refuses="bad-request"),
+        asks("ui-proxy.call-route", "/api/internal/ext-clients", None, refuses="bad-request"),
+        asks("ui-proxy.call-route", f"/api/{UNICODE}?{UNICODE}", None, refuses="bad-request"),
+    ]
+
+
+def invoicing(_: Surroundings) -> list[Probe]:
+    def invoice(**changes: Any) -> dict[str, Any]:
+        fields = {"client_id": CLIENT, "items": [item()], "invoice_date": None, "due_date": None, "po_number": None}
+        return fields | changes
+
+    def item(**changes: Any) -> dict[str, Any]:
+        optional = ("is_discount", "discount_type", "applies_to_item_id", "applies_to_service_id")
+        return {"service_id": SERVICE, "quantity": 2.5, "description": UNICODE, "rate": 100.0} | dict.fromkeys(optional) | changes
+
+    made = {"invoice_id": INVOICE, "invoice_number": f"1 {UNICODE}", "status": "draft", "subtotal": 0.1, "tax": -0.0, "total": 1e15}
+    created = {"success": True, "error": None, "field_errors": None} | made
+    refused = dict.fromkeys(created) | {"success": False}
+    full = invoice(
+        items=[item(is_discount=True, discount_type="percentage", applies_to_service_id=SERVICE), item(is_discount=False)],
+        invoice_date="2026-01-31",
+        due_date="2026-02-28",
+        po_number=UNICODE,
+    )
+    name = "invoicing.create-manual-invoice"
+    return [
+        asks(name, invoice(), answers=created),
+        asks(name, full, answers=created),
+        asks(name, invoice(items=[]), answers=refused | {"error": Like(".+"), "field_errors": Like(".*items.*")}),
+        asks(name, invoice(client_id=""), answers=refused | {"error": Like(".+"), "field_errors": Like(".*client.*")}),
+        asks(name, invoice(po_number="422"), answers=refused | {"error": Like(".+"), "field_errors": '{"items[0].rate": "too high"}'}),
+        asks(name, invoice(po_number="403"), answers=refused | {"error": Like(".+")}),
+        asks(name, invoice(po_number="500"), answers=refused | {"error": Like(".+")}),
+    ]
+
+
+def clients(_: Surroundings) -> list[Probe]:
+    def page(**changes: Any) -> dict[str, Any]:
+        return {"search": None, "include_inactive": None, "page": None, "page_size": None} | changes
+
+    def found(*items: dict[str, Any]) -> dict[str, Any]:
+        return {"items": list(items), "total_count": 2**32 - 1, "page": 1, "page_size": 25}
+
+    least = {
+        "client_id": CLIENT,
+        "client_name": "",
+        "client_type": None,
+        "is_inactive": False,
+        "default_currency_code": None,
+        "account_manager_id": None,
+        "account_manager_name": None,
+        "billing_email": None,
+    }
+    most = dict.fromkeys(least, UNICODE) | {"client_id": CLIENT, "is_inactive": True}
+    return [
+        asks("clients.list-clients", page(), answers=found(least, most)),
+        asks("clients.list-clients", page(search=UNICODE, include_inactive=False, page=1, page_size=100), answers=found(least, most)),
+        asks("clients.list-clients", page(search="none"), answers=found()),
+        asks("clients.list-clients", page(page=2**32 - 1), refuses="invalid-input"),
+        asks("clients.list-clients", page(page_size=0), refuses="invalid-input"),
+        asks("clients.list-clients", page(search="403"), refuses="not-allowed"),
+        asks("clients.list-clients", page(search="500"), refuses="internal"),
+        asks("clients.get-client", CLIENT, answers=most),
+        asks("clients.get-client", ABSENT, answers=None),
+        asks("clients.get-client", "", refuses="invalid-input"),
+        asks("clients.get-client", UNICODE, refuses="invalid-input"),
+        asks("clients.get-client", FORBIDDEN, refuses="not-allowed"),
+        asks("clients.get-client", BROKEN, refuses="internal"),
+    ]
+
+
+def services(_: Surroundings) -> list[Probe]:
+    def page(**changes: Any) -> dict[str, Any]:
+        names = ("search", "item_kind", "is_active", "billing_method", "page", "page_size")
+        return dict.fromkeys(names) | changes
+
+    def found(*items: dict[str, Any]) -> dict[str, Any]:
+        return {"items": list(items), "total_count": 2**32 - 1, "page": 1, "page_size": 25}
+
+    least = {
+        "service_id": SERVICE,
+        "service_name": "",
+        "item_kind": "service",
+        "billing_method": "fixed",
+        "service_type_id": None,
+        "service_type_name": None,
+        "default_rate": 0.0,
+        "unit_of_measure": "",
+        "is_active": False,
+        "sku": None,
+    }
+    numbers = {"default_rate": -12345.678, "is_active": True}
+    most = dict.fromkeys(least, UNICODE) | {"service_id": SERVICE, "item_kind": "product", "billing_method": "usage"} | numbers
+    return [
+        asks("services.list-services", page(), answers=found(least, most)),
+        *(asks("services.list-services", page(item_kind=kind), answers=found(least, most)) for kind in ("service", "product")),
+        *(asks("services.list-services", page(billing_method=way), answers=found(least, most)) for way in ("fixed", "hourly", "usage")),
+        asks("services.list-services", page(search="none", is_active=True, page=10_000, page_size=1), answers=found()),
+        asks("services.list-services", page(page=0), refuses="invalid-input"),
+        asks("services.list-services", page(page_size=2**32 - 1), refuses="invalid-input"),
+        asks("services.list-services", page(search="403"), refuses="not-allowed"),
+        asks("services.list-services", page(search="500"), refuses="internal"),
+        asks("services.get-service", SERVICE, answers=most),
+        asks("services.get-service", ABSENT, answers=None),
+        asks("services.get-service", "", refuses="invalid-input"),
+        asks("services.get-service", FORBIDDEN, refuses="not-allowed"),
+        asks("services.get-service", BROKEN, refuses="internal"),
+    ]
+
+
 # --- what nothing is behind yet --------------------------------------------------------------------------------------------------------
 
 
@@ -277,8 +464,7 @@ def _nothing_behind(*interfaces: str) -> Scenario:
 
 def _without_anything(function: HostFunction) -> Probe:
     result = not_offered(function)
-    case = {"ui-proxy": "route-not-found", "clients": "internal", "services": "internal"}.get(function.interface.partition("/")[2])
-    answer = Answer(error=case) if case is not None else Answer(value=result.value, error=result.error)
+    answer = Answer(value=result.value, error=result.error)
     return Probe(function=function, arguments=tuple(sample(shape) for _, shape in function.params), answer=answer)
 
 
@@ -292,5 +478,11 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "kv": kv,
     "metrics": metrics,
     "events": events,
-    "nothing behind": _nothing_behind("http", "secrets", "ui-proxy", "invoicing", "clients", "services", "scheduler"),
+    "http": http,
+    "ui-proxy": ui_proxy,
+    "invoicing": invoicing,
+    "clients": clients,
+    "services": services,
+    "secrets": secrets,
+    "nothing behind": _nothing_behind("scheduler"),
 }

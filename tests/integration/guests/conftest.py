@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import pytest_asyncio
 
 from extrunner.runner.v1 import execution_pb2, runner_service_pb2
 from registry.database import Database
+from registry.domain.digests import ContentHash
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.limits import MIB, LimitWishes
 from registry.domain.records import ExecutionRecord
-from registry.migrations.roles import ADMIN
+from registry.migrations.roles import ADMIN, OWNER, libpq_conninfo
 from registry.services.executions import ExecutionQuery
 from registry.services.installing import InstallService, InstallView
+from registry.services.secrets import SecretWriter
 from registry.tokens import RUNNER_AUDIENCE, TokenMinter
+from runnerd.artifacts.cache import ArtifactCache
+from runnerd.artifacts.keys import ArtifactSigner
+from runnerd.artifacts.records import ArtifactStatement, write_artifact_record
+from runnerd.artifacts.sealed import seal_bytes
 from runnerd.capabilities.catalog import FUNCTIONS
-from scripts.demonstration.samples import CACHE
-from tests.fakes.daemon_process import ISSUER, Running, make_empty_machine, publish, started
+from runnerd.engine.profile import BRIDGE_VERSION, engine_fingerprint
+from tests.fakes.daemon_process import ISSUER, Machine, Running, make_empty_machine, publish, started
 from tests.fakes.dispatch_kit import OTHER_TENANT, TENANT
+from tests.fakes.guests import compiled_of
 from tests.fakes.probe_guests import GUESTS, Answer, ProbeGuest, build_probe, read_answer, write_call
-from tests.fakes.probe_table import SETTINGS, USER, Probe, Surroundings
+from tests.fakes.probe_servers import WEB_NAME, WEB_PORTS, probe_servers
+from tests.fakes.probe_table import MOST_KEYS, SECRETS, SETTINGS, USER, Probe, Surroundings
+from tests.fakes.sealing import make_pair, sealer_of
 
 CAPABILITIES = sorted({function.capability for function in FUNCTIONS})
 MANIFEST = {
     "capabilities": CAPABILITIES,
     "api": {"endpoints": [{"method": "POST", "path": "/probe", "handler": "probe"}]},
+    "egress": [{"host": WEB_NAME, "ports": WEB_PORTS, "schemes": ["http"]}],
 }
 
 
-LIMITS = LimitWishes(wall_time_ms=30_000, cpu_time_ms=10_000, fuel=50_000_000_000)
+LIMITS = LimitWishes(wall_time_ms=30_000, cpu_time_ms=10_000, fuel=50_000_000_000, storage_keys=MOST_KEYS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +65,11 @@ class Probed:
     daemon: Running
     database: Database
     installs: Mapping[tuple[str, str], InstallView]
+    web: str
 
     def around(self, guest: ProbeGuest, tenant: str = TENANT) -> Surroundings:
         view = self.installs[tenant, guest.name]
-        return Surroundings(tenant_id=tenant, install_id=view.install_id, extension_id=guest.name, version_id=view.version_id)
+        return Surroundings(tenant_id=tenant, install_id=view.install_id, extension_id=guest.name, version_id=view.version_id, web=self.web)
 
     async def ask(self, guest: ProbeGuest, probes: Sequence[Probe], *, tenant: str = TENANT, user: bool = True) -> Told:
         """Have a guest make all calls in one execution."""
@@ -91,15 +105,39 @@ class Probed:
         raise AssertionError(message)
 
 
-def keeping_artifacts() -> dict[str, str]:
-    """Name a folder in which the daemons of one test run after another find what was compiled: that takes longer than all the probes."""
-    folder = CACHE / "probe-artifacts"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return {
-        "RUNNERD_CACHE_DIR": str(folder),
-        "RUNNERD_ARTIFACTS__KEY_FILE": str(folder / "artifacts.ed25519"),
-        "RUNNERD_ARTIFACTS__CACHE_BYTES": str(1024 * MIB),
-    }
+def place_artifact(machine: Machine, digest: ContentHash, component: Path) -> None:
+    """Leave the compiled guest where the daemon looks first, signed with its key: its own compiler gives way to all else."""
+    compiled, fingerprint = compiled_of(component), engine_fingerprint()
+    artifact = seal_bytes("probe", compiled.artifact)
+    statement = ArtifactStatement(
+        content_hash=digest,
+        component_sha256=hashlib.sha256(component.read_bytes()).hexdigest(),
+        bridge_version=BRIDGE_VERSION,
+        bridge_applied=compiled.bridged,
+        engine_fingerprint=fingerprint,
+        artifact_sha256=artifact.sha256,
+        artifact_bytes=artifact.size,
+        memories=compiled.memories,
+    )
+    record = write_artifact_record(statement, ArtifactSigner.from_file(machine.folder / "keys" / "artifacts.ed25519"))
+    folder = machine.folder / "cache" / "artifacts"
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    kept = ArtifactCache(folder, fingerprint=fingerprint, max_bytes=1024 * MIB, max_artifact_bytes=256 * MIB)
+    assert kept.store(digest, artifact, record)
+    artifact.close()
+
+
+async def seal_secrets(machine: Machine, database: Database, installs: Sequence[InstallView]) -> dict[str, str]:
+    """Give each install the secrets of the table, and return the daemon's settings for opening them."""
+    pair = make_pair(machine.folder, "secrets", development=True)
+    writer = SecretWriter(database, sealer_of(pair))
+    for view in installs:
+        for name, value in SECRETS.items():
+            await writer.put(view.tenant_id, view.install_id, name, value=value, actor="test")
+    with psycopg.connect(libpq_conninfo(machine.urls[OWNER]), autocommit=True) as owner:
+        owner.execute("update tenant_extension_install_secrets set expires_at = now() where name = 'old'")
+        owner.execute("update tenant_extension_install_secrets set version = 2 where name = 'moved'")
+    return {"RUNNERD_SECRETS__LOCAL__PRIVATE_KEY_FILES": json.dumps([str(pair.private_file)])}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -110,14 +148,19 @@ async def probed(module_database_urls: Mapping[str, str], tmp_path_factory: pyte
         machine = await make_empty_machine(folder, module_database_urls, database)
         installs: dict[tuple[str, str], InstallView] = {}
         for guest in GUESTS:
-            machine.hashes[guest.name] = await publish(machine, database, build_probe(guest, MANIFEST, folder / "guests"))
+            bundle, component = build_probe(guest, MANIFEST, folder / "guests")
+            machine.hashes[guest.name] = digest = await publish(machine, database, bundle)
+            place_artifact(machine, digest, component)
             for tenant, granted in ((TENANT, CAPABILITIES), (OTHER_TENANT, [])):
                 installs[tenant, guest.name] = await InstallService(database).install(
                     tenant, guest.name, granted=granted, config=SETTINGS, limits=LIMITS, actor="test"
                 )
-        async with started(machine, **keeping_artifacts()) as daemon:
+        sealing = await seal_secrets(machine, database, [view for (tenant, _), view in installs.items() if tenant == TENANT])
+        async with probe_servers(folder) as (web, settings), started(machine, **sealing, **settings) as daemon:
             for digest in machine.hashes.values():
-                await daemon.stub.Warm(runner_service_pb2.WarmRequest(content_hash=digest), metadata=daemon.metadata(), timeout=180)
-            yield Probed(daemon=daemon, database=database, installs=installs)
+                warm = runner_service_pb2.WarmRequest(content_hash=digest)
+                warmed = await daemon.stub.Warm(warm, metadata=daemon.metadata(), timeout=60)
+                assert warmed.state == runner_service_pb2.WARM_STATE_CACHED
+            yield Probed(daemon=daemon, database=database, installs=installs, web=web)
     finally:
         await database.aclose()

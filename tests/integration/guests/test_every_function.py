@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Sequence
+
+import psycopg
 import pytest
 
 from registry.domain.capabilities import ALWAYS, PREFIX
-from runnerd.capabilities.catalog import FUNCTIONS
+from registry.domain.limits import MIB
+from registry.migrations.roles import OWNER, libpq_conninfo
+from runnerd.capabilities.catalog import FUNCTIONS, HostFunction
 from tests.fakes.dispatch_kit import OTHER_TENANT
-from tests.fakes.probe_guests import GUESTS, ProbeGuest
-from tests.fakes.probe_table import SCENARIOS, UNICODE, Probe, Surroundings, denial_of
+from tests.fakes.probe_guests import GUESTS, Answer, ProbeGuest
+from tests.fakes.probe_servers import UNICODE
+from tests.fakes.probe_table import SCENARIOS, Probe, Scenario, Surroundings, asks, denial_of
 from tests.integration.guests.conftest import Probed
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300), pytest.mark.xdist_group("probing guests")]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900), pytest.mark.xdist_group("probing guests")]
 EVERYTHING = [probe for scenario in SCENARIOS.values() for probe in scenario(Surroundings())]
 
 
@@ -19,11 +26,24 @@ def of_world(guest: ProbeGuest, probes: list[Probe]) -> list[Probe]:
     return [probe for probe in probes if guest.imports(probe.function)]
 
 
-ASKED = [(guest, name) for guest in GUESTS for name, scenario in SCENARIOS.items() if of_world(guest, scenario(Surroundings()))]
+def functions_of(scenario: Scenario) -> list[HostFunction]:
+    return [probe.function for probe in scenario(Surroundings())]
+
+
+ASKED = [(guest, name) for guest in GUESTS for name, scenario in SCENARIOS.items() if all(map(guest.imports, functions_of(scenario)))]
 
 
 def short(value: object) -> str:
     return value.name.removeprefix("com.example.probe-") if isinstance(value, ProbeGuest) else str(value)
+
+
+def differences(probes: Sequence[Probe], answers: Sequence[Answer]) -> str:
+    """Return what was answered otherwise than expected, each cut to what a person reads."""
+    wrong = [(probe, answer) for probe, answer in zip(probes, answers, strict=True) if answer != probe.answer]
+    return "\n".join(
+        f"{probe.function.name}{reprlib.repr(probe.arguments)}\n  {str(probe.answer)[:600]} expected\n  {str(answer)[:600]} answered"
+        for probe, answer in wrong
+    )
 
 
 by_guest = pytest.mark.parametrize("guest", GUESTS, ids=short)
@@ -35,14 +55,9 @@ async def test_table__asks_every_function_of_the_catalog() -> None:
 
 @pytest.mark.parametrize(("guest", "name"), ASKED, ids=short)
 async def test_granted__answers_what_the_table_says(probed: Probed, guest: ProbeGuest, name: str) -> None:
-    probes = of_world(guest, SCENARIOS[name](probed.around(guest)))
+    probes = SCENARIOS[name](probed.around(guest))
     told = await probed.ask(guest, probes, user=name != "nobody")
-    wrong = [
-        (probe.function.qualified_name, probe.arguments, answer)
-        for probe, answer in zip(probes, told.answers, strict=True)
-        if answer != probe.answer
-    ]
-    assert wrong == []
+    assert differences(probes, told.answers) == ""
 
 
 @by_guest
@@ -59,6 +74,31 @@ async def test_not_granted__every_function_answers_its_denial_and_the_record_exp
     for name, denial in explained.items():
         assert denial["why"] == "not_granted"
         assert denial["change"] == f'An administrator of the tenant grants "{name}" to this install.'
+
+
+@by_guest
+async def test_integers__beyond_what_a_double_holds__are_exact(probed: Probed, guest: ProbeGuest) -> None:
+    entry = {"namespace": "wide", "key": "k", "value": b"", "revision": None}
+    await probed.ask(guest, [asks("storage.put", entry)])
+    # No record comes by such a revision within a lifetime.
+    with psycopg.connect(libpq_conninfo(probed.daemon.machine.urls[OWNER]), autocommit=True) as owner:
+        owner.execute("update ext_storage_record set revision = %s where namespace = 'wide'", [2**53])
+    entries = [entry | {"revision": 2**53 + more} for more in (0, 1, 2)]
+    probes = [
+        asks("storage.put", entries[1], refuses="conflict"),
+        asks("storage.put", entries[0], answers=entries[1]),
+        asks("storage.put", entries[0], refuses="conflict"),
+        asks("storage.get", "wide", "k", answers=entries[1]),
+        asks("storage.put", entries[1], answers=entries[2]),
+    ]
+    assert differences(probes, (await probed.ask(guest, probes)).answers) == ""
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB])
+@by_guest
+async def test_body__of_any_size__is_echoed(probed: Probed, guest: ProbeGuest, size: int) -> None:
+    body = (bytes(range(256)) * (size // 256 + 1))[:size]
+    assert (await probed.send(guest, "/echo", body)).completed.body == body
 
 
 @by_guest

@@ -45,7 +45,7 @@ function told(value) {
   if (typeof value === 'bigint') return { u64: value.toString() };
   if (typeof value === 'number' && !Number.isFinite(value)) return { float: String(value) };
   // Not `instanceof`: what the host hands out was not made with the constructor that this code sees.
-  if (ArrayBuffer.isView(value)) return { bytes: base64(value) };
+  if (ArrayBuffer.isView(value)) return value.BYTES_PER_ELEMENT === 1 ? { bytes: base64(value) } : Array.from(value, told);
   if (Array.isArray(value)) return value.map(told);
   if (typeof value !== 'object') return value;
   return Object.fromEntries(Object.entries(value).map(([name, field]) => [snake(name), told(field)]));
@@ -59,7 +59,7 @@ function repeated(unit, size) {
 
 function base64(bytes) {
   let text = '';
-  for (let at = 0; at < bytes.length; at += CHUNK) text += String.fromCharCode(...bytes.subarray(at, at + CHUNK));
+  for (let at = 0; at < bytes.length; at += CHUNK) text += String.fromCharCode.apply(null, bytes.subarray(at, at + CHUNK));
   return btoa(text);
 }
 
