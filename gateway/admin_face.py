@@ -39,6 +39,7 @@ from registry.services.measurements import MeasurementQuery
 from registry.services.publishers import PublisherService
 from registry.services.publishing import PublishingLimits, PublishingService, StoredSignatureCheck, WarmOutcome
 from registry.services.revocations import RevocationService
+from registry.services.schedule_administration import ScheduleAdministration
 from registry.services.secrets import SecretWriter
 
 _MAX_URL_BYTES: Final = 4096
@@ -94,6 +95,7 @@ async def open_admin_face(
             secrets=SecretWriter(database, sealer),
             executions=ExecutionQuery(database),
             measurements=MeasurementQuery(database),
+            schedules=ScheduleAdministration(database),
             revocations=RevocationService(database),
             catalogue=CatalogueService(database),
             warmer=warmer,

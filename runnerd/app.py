@@ -24,6 +24,7 @@ from registry.services.events import EventOutbox
 from registry.services.executions import ExecutionRecorder
 from registry.services.measurements import MeasurementRecorder
 from registry.services.resolution import Resolver
+from registry.services.schedules import ScheduleService
 from registry.services.secret_reading import SecretMemory, SecretReader
 from registry.services.storage import StorageService
 from registry.tokens import ClaimNames, TokenVerifier
@@ -43,6 +44,7 @@ from runnerd.capabilities.kv import kv_handlers
 from runnerd.capabilities.metrics import metrics_handlers
 from runnerd.capabilities.platform.api_keys import SecretApiKeys
 from runnerd.capabilities.platform.assembly import Platform, PlatformOptions
+from runnerd.capabilities.scheduler import scheduler_handlers
 from runnerd.capabilities.secrets import InstallSecrets, secrets_handlers
 from runnerd.capabilities.settings import settings_handlers
 from runnerd.capabilities.storage import storage_handlers
@@ -321,7 +323,7 @@ def _capabilities(
         storage_handlers(storage),
         kv_handlers(storage),
         *platform.handlers(),
-        unavailable_handlers("alga:extension/scheduler"),
+        scheduler_handlers(ScheduleService(database)),
         metrics_handlers(measurements),
         events_handlers(EventOutbox(database, settings.events.limits), per_invocation=settings.events.per_invocation),
     )

@@ -305,6 +305,7 @@ class Manifest(_Part):
                 roles=endpoint.roles,
                 request_headers=endpoint.request_headers,
                 response_headers=endpoint.response_headers,
+                schedulable=endpoint.schedulable,
             )
             for endpoint in self.api.endpoints
         )

@@ -7,6 +7,7 @@ import typer
 from registry.cli import authoring, installing, invoking, operating, publishing, up
 from registry.cli.database import db
 from registry.cli.publishers import publisher
+from registry.cli.schedules import schedules
 from registry.cli.secrets import secrets
 from registry.cli.token import token
 
@@ -32,6 +33,7 @@ app.command("deny")(operating.deny)
 app.command("up")(up.up)
 app.add_typer(installing.installs, name="installs")
 app.add_typer(secrets, name="secrets")
+app.add_typer(schedules, name="schedules")
 app.add_typer(publisher, name="publisher")
 app.add_typer(token, name="token")
 app.add_typer(authoring.dev_trust, name="dev-trust")

@@ -13,6 +13,7 @@ ExtensionId = NewType("ExtensionId", str)
 VersionId = NewType("VersionId", str)
 InstallId = NewType("InstallId", str)
 ExecutionId = NewType("ExecutionId", str)
+ScheduleId = NewType("ScheduleId", str)
 
 EXTENSION_NAME_PATTERN = r"^[a-z0-9]+(\.[a-z0-9-]+)+$"
 MAX_EXTENSION_NAME_CHARACTERS = 128

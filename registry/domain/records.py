@@ -23,6 +23,8 @@ class Endpoint:
     roles: tuple[str, ...] = ()
     request_headers: tuple[str, ...] = ()
     response_headers: tuple[str, ...] = ()
+    schedulable: bool = False
+    """Whether the author means it to be called by a schedule."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ from registry.models.publisher import ExtensionPublisher
 from registry.models.publisher_identity import ExtensionPublisherIdentity
 from registry.models.quota_usage import ExtensionQuotaUsage
 from registry.models.registry_entry import ExtensionRegistryEntry
+from registry.models.schedule import ExtensionSchedule
+from registry.models.schedule_changes import ExtensionScheduleChanges
 from registry.models.storage_record import ExtStorageRecord
 from registry.models.storage_usage import ExtStorageUsage
 from registry.models.version import ExtensionVersion
@@ -36,6 +38,8 @@ __all__ = [
     "ExtensionPublisherIdentity",
     "ExtensionQuotaUsage",
     "ExtensionRegistryEntry",
+    "ExtensionSchedule",
+    "ExtensionScheduleChanges",
     "ExtensionVersion",
     "TenantExtensionInstall",
     "TenantExtensionInstallConfig",

@@ -307,7 +307,8 @@ def _limits(document: Mapping[str, int]) -> LimitWishes:
     return LimitWishes(**{name: value for name, value in document.items() if name in _LIMIT_NAMES})
 
 
-def _endpoint(document: Mapping[str, Any]) -> Endpoint:
+def endpoint_of(document: Mapping[str, Any]) -> Endpoint:
+    """Read an endpoint as it is stored with its version. What a newer release added is not read."""
     return Endpoint(
         method=document["method"],
         path=document["path"],
@@ -316,6 +317,7 @@ def _endpoint(document: Mapping[str, Any]) -> Endpoint:
         roles=tuple(document.get("roles") or ()),
         request_headers=tuple(document.get("request_headers") or ()),
         response_headers=tuple(document.get("response_headers") or ()),
+        schedulable=document.get("schedulable", False),
     )
 
 
@@ -331,7 +333,7 @@ def _resolved(row: RowMapping) -> ResolvedRow:
         runtime=row["runtime"],
         declared=frozenset(row["capabilities"]),
         granted=frozenset(row["granted_caps"]),
-        endpoints=tuple(_endpoint(document) for document in row["api_endpoints"]),
+        endpoints=tuple(endpoint_of(document) for document in row["api_endpoints"]),
         endpoint_policy=row["endpoint_policy"],
         limits=_limits(row["limits"]),
         config=dict(row["config"]),

@@ -31,7 +31,8 @@ class NewVersion:
     main_entry: str
     """Path of the component in the archive; "" for an extension without server code."""
     api_endpoints: Sequence[Mapping[str, Any]]
-    """As `registry.domain.records.Endpoint` has them: method, path, handler, timeout_ms, roles, request_headers, response_headers."""
+    """As `registry.domain.records.Endpoint` has them: method, path, handler, timeout_ms, roles, request_headers, response_headers,
+    schedulable."""
     ui: Mapping[str, Any] | None
     capabilities: Sequence[str]
     """Without prefix."""

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from gateway import problems
 from gateway.auth import Authenticator
-from gateway.routes.admin import bundles, denylist, executions, extensions, installs, measurements, publishers, secrets
+from gateway.routes.admin import bundles, denylist, executions, extensions, installs, measurements, publishers, schedules, secrets
 from gateway.routes.admin.access import Gate
 from gateway.routes.admin.bundles import Publishes
 from gateway.routes.admin.models import Problem
@@ -21,6 +21,7 @@ from registry.services.installing import InstallService
 from registry.services.measurements import MeasurementQuery
 from registry.services.publishers import PublisherService
 from registry.services.revocations import RevocationService
+from registry.services.schedule_administration import ScheduleAdministration
 from registry.services.secrets import SecretWriter
 
 BUNDLES_PATH: Final = "/bundles"
@@ -37,6 +38,7 @@ class AdminServices:
     secrets: SecretWriter
     executions: ExecutionQuery
     measurements: MeasurementQuery
+    schedules: ScheduleAdministration
     revocations: RevocationService
     catalogue: CatalogueService
     warmer: Warmer
@@ -59,6 +61,7 @@ def build_admin_app(services: AdminServices, *, authenticator: Authenticator) ->
         publishers.build_router(services.publishers),
         installs.build_router(services.installs, services.warmer),
         secrets.build_router(services.secrets),
+        schedules.build_router(services.schedules),
         executions.build_router(services.executions),
         measurements.build_router(services.measurements),
         denylist.build_router(services.revocations),

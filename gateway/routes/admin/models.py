@@ -326,6 +326,37 @@ class SecretsModel(BaseModel):
     items: list[SecretModel]
 
 
+class ScheduleEnabling(_Request):
+    """Whether a schedule may run."""
+
+    enabled: bool
+
+
+class ScheduleModel(_Response):
+    """A schedule of an install."""
+
+    schedule_id: str
+    name: str | None
+    endpoint: str
+    """Method and path."""
+    has_endpoint: bool
+    """False: the installed version has no such endpoint any more, or none that can be scheduled."""
+    cron: str
+    timezone: str
+    is_active: bool
+    """Enabled by its extension, and not stopped."""
+    enabled: bool
+    """As its extension wants it."""
+    stopped_by: str | None
+    """The administrator who stopped it."""
+    payload: str | None
+    last_run_at: datetime | None
+    last_run_status: str | None
+    last_error: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
 class ExecutionModel(_Response):
     """One row of the execution log."""
 

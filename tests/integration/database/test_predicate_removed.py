@@ -21,7 +21,7 @@ from sqlalchemy import event
 from registry.database import Database, Session
 from registry.domain.egress import SecretBinding
 from registry.domain.errors import RefusalError
-from registry.domain.ids import InstallId, TenantId, new_id
+from registry.domain.ids import InstallId, ScheduleId, TenantId, new_id
 from registry.domain.limits import OPERATOR_DEFAULTS, LimitWishes
 from registry.domain.measurements import MeasurementKind, first_change, series_of
 from registry.domain.records import ExecutionRecord, StorageItem
@@ -31,6 +31,7 @@ from registry.repositories.events import EventRepository, EventUsage, NewEvent
 from registry.repositories.executions import ExecutionRepository
 from registry.repositories.installs import InstallRepository, InstallView, NewInstall
 from registry.repositories.measurements import MeasurementRepository
+from registry.repositories.schedules import NewSchedule, ScheduleChange, ScheduleRepository
 from registry.repositories.secrets import SecretRepository
 from registry.repositories.storage import StorageRepository
 from registry.secrets.binding import Binding
@@ -38,8 +39,9 @@ from registry.secrets.envelope import Envelope, WrappedKey
 from registry.services.events import EventContent, EventOutbox, Publisher
 from registry.services.executions import ExecutionRecorder
 from registry.services.measurements import MeasurementRecorder
+from registry.services.schedules import ScheduleService, ScheduleWish
 from registry.services.storage import StorageService
-from tests.fakes.registry_rows import OTHER_TENANT, TENANT, execution, install, publish
+from tests.fakes.registry_rows import OTHER_TENANT, TENANT, execution, install, new_version, publish
 
 _PREDICATE = re.compile(r"\b(?:\w+\.)?tenant_id = %\(tenant_id\)s(?:::\w+)?")
 _TABLES = (
@@ -49,6 +51,8 @@ _TABLES = (
     "ext_storage_record",
     "ext_storage_usage",
     "extension_event",
+    "extension_schedule",
+    "extension_schedule_changes",
     "extension_event_usage",
     "extension_measurement",
     "extension_execution_log",
@@ -64,6 +68,7 @@ class Victim:
     install: InstallView
     execution: ExecutionRecord
     event_id: str
+    schedule_id: ScheduleId
 
 
 Attack = Callable[[Session, TenantId, Victim], Awaitable[object]]
@@ -200,6 +205,36 @@ async def _deleted(repository: StorageRepository, install_id: InstallId) -> obje
     return await repository.delete(install_id, "n", "k", expected=None) != "missing"
 
 
+def _schedules(
+    method: str, attack: Callable[[ScheduleRepository, Victim], Awaitable[object]], *, role: str = RUNNER, leaks: bool = True
+) -> Case:
+    return Case(
+        repository=ScheduleRepository,
+        method=method,
+        role=role,
+        attack=lambda session, tenant, victim: attack(ScheduleRepository(session, tenant), victim),
+        leaks=leaks,
+    )
+
+
+def _new_schedule(victim: Victim) -> NewSchedule:
+    return NewSchedule(
+        schedule_id=ScheduleId(new_id()),
+        install_id=victim.install.install_id,
+        name="evil",
+        endpoint_method="POST",
+        endpoint_path="/evil",
+        cron="0 0 * * *",
+        timezone="UTC",
+        enabled=True,
+        payload=None,
+    )
+
+
+async def _has_schedules(repository: ScheduleRepository, victim: Victim) -> bool:
+    return (await repository.usage_besides(victim.install.install_id, None, name="mine")).schedules > 0
+
+
 _SERIES = series_of(MeasurementKind.COUNTER, "orders", ())
 _CHANGE = {_SERIES: first_change(MeasurementKind.COUNTER, 666.0, datetime.now(UTC))}
 CASES = [
@@ -247,6 +282,20 @@ CASES = [
     _secrets("list_secrets", lambda repository, install_id: repository.list_secrets(install_id)),
     _secrets("find", lambda repository, install_id: repository.find(install_id, "api_key"), role=RUNNER),
     _secrets("names", lambda repository, install_id: repository.names(install_id), role=RUNNER),
+    _schedules("list_schedules", lambda repository, victim: repository.list_schedules(victim.install.install_id)),
+    _schedules("find", lambda repository, victim: repository.find(victim.install.install_id, victim.schedule_id)),
+    _schedules("find_endpoints", lambda repository, victim: repository.find_endpoints(victim.install.install_id)),
+    _schedules("take_change", lambda repository, victim: repository.take_change(victim.install.install_id, allowed=10), leaks=False),
+    _schedules("usage_besides", _has_schedules),
+    _schedules("add", lambda repository, victim: repository.add(_new_schedule(victim)), leaks=False),
+    _schedules(
+        "change",
+        lambda repository, victim: repository.change(victim.install.install_id, victim.schedule_id, ScheduleChange(payload="[666]")),
+    ),
+    _schedules("stop", lambda repository, victim: repository.stop(victim.install.install_id, victim.schedule_id, actor="evil"), role=ADMIN),
+    _schedules("resume", lambda repository, victim: repository.resume(victim.install.install_id, victim.schedule_id), role=ADMIN),
+    _schedules("delete", lambda repository, victim: repository.delete(victim.install.install_id, victim.schedule_id)),
+    _schedules("delete", lambda repository, victim: repository.delete(victim.install.install_id, victim.schedule_id), role=ADMIN),
     Case(
         repository=AuditRepository,
         method="record",
@@ -294,8 +343,12 @@ def _rows_of(urls: Mapping[str, str], tenant: str) -> dict[str, list[Any]]:
 async def _victim(urls: Mapping[str, str]) -> Victim:
     admin = await Database.connect(urls[ADMIN], expected_role=ADMIN)
     runner = await Database.connect(urls[RUNNER], expected_role=RUNNER)
-    await publish(admin)
+    schedulable = {"method": "POST", "path": "/report", "schedulable": True}
+    await publish(admin, new_version(endpoints=[schedulable]))
     view = await install(admin)
+    schedule = await ScheduleService(runner).create(
+        TENANT, view.install_id, ScheduleWish(endpoint="/report", cron="0 3 * * *", name="mine", payload='["secret of A"]')
+    )
     await StorageService(runner).put(TENANT, view.install_id, "n", StorageItem(key="k", value=b"secret of A"))
     record = execution(view)
     recorder = ExecutionRecorder(runner)
@@ -323,7 +376,7 @@ async def _victim(urls: Mapping[str, str]) -> Victim:
         assert await SecretRepository(session, TENANT).put(place, sealed, expires_at=None, actor="alice")
     await runner.aclose()
     await admin.aclose()
-    return Victim(install=view, execution=record, event_id=event_id)
+    return Victim(install=view, execution=record, event_id=event_id, schedule_id=schedule.schedule_id)
 
 
 async def _attack(database: Database, case: Case, victim: Victim, *, as_tenant: TenantId) -> object:
@@ -397,7 +450,7 @@ async def test_no_tenant__every_tenant_table__looks_empty(database_urls: Mapping
     await _victim(database_urls)
     with psycopg.connect(libpq_conninfo(database_urls[role])) as connection:
         readable = ("tenant_extension_install", "tenant_extension_install_config", "ext_storage_usage", "extension_quota_usage")
-        for table in (*readable, "extension_event", "extension_event_usage", "extension_measurement"):
+        for table in (*readable, "extension_event", "extension_event_usage", "extension_measurement", "extension_schedule"):
             for tenant in (None, "", "*", "TENANT-A", "tenant-a ", "%"):
                 if tenant is not None:
                     connection.execute("select set_config('app.tenant_id', %s, true)", (tenant,))

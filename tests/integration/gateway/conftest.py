@@ -31,6 +31,7 @@ from registry.services.measurements import MeasurementQuery
 from registry.services.publishers import PublisherService
 from registry.services.publishing import PublishingLimits, PublishingService, StoredSignatureCheck, WarmOutcome
 from registry.services.revocations import RevocationService
+from registry.services.schedule_administration import ScheduleAdministration
 from registry.services.secrets import SecretWriter
 from tests.fakes.gateway_kit import GatewayKit, gateway_kit
 from tests.fakes.sealing import make_pair
@@ -98,6 +99,7 @@ async def admin(admin_database: Database, tmp_path: Path) -> AsyncIterator[Admin
             secrets=SecretWriter(admin_database, build_sealer(sealing, refuse_development_keys=True)),
             executions=ExecutionQuery(admin_database),
             measurements=MeasurementQuery(admin_database),
+            schedules=ScheduleAdministration(admin_database),
             revocations=RevocationService(admin_database),
             catalogue=CatalogueService(admin_database),
             warmer=warmer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -478,6 +479,9 @@ ROUTES: tuple[tuple[str, str, frozenset[str]], ...] = (
     ("GET", "/installs/x/secrets", frozenset({"ext:read", "ext:manage", "ext:operate"})),
     ("PUT", "/installs/x/secrets/example", frozenset({"ext:manage", "ext:operate"})),
     ("DELETE", "/installs/x/secrets/example", frozenset({"ext:manage", "ext:operate"})),
+    ("GET", "/installs/x/schedules", frozenset({"ext:manage", "ext:operate"})),
+    ("PATCH", "/installs/x/schedules/x", frozenset({"ext:manage", "ext:operate"})),
+    ("DELETE", "/installs/x/schedules/x", frozenset({"ext:manage", "ext:operate"})),
     ("GET", "/executions", frozenset({"ext:read", "ext:manage", "ext:operate"})),
     ("GET", "/executions/x", frozenset({"ext:read", "ext:manage", "ext:operate"})),
     ("POST", "/denylist", frozenset({"ext:operate"})),
@@ -491,6 +495,7 @@ BODIES: dict[str, Any] = {
     "/installs": {"extension": NAME, "granted": []},
     "/installs/x": {"enabled": True},
     "/installs/x/secrets/example": {"value": "x"},
+    "/installs/x/schedules/x": {"enabled": True},
     "/denylist": {"content_hash": "sha256:" + "b" * 64, "reason": "test"},
 }
 
@@ -526,13 +531,7 @@ class TestWhoMay:
         schema = (await admin.ask("GET", "/openapi.json", "ext:read")).json()
         documented = {(method.upper(), path) for path, operations in schema["paths"].items() for method in operations}
         tested = {(method, path) for method, path, _ in ROUTES}
-        renamed = {
-            (
-                method,
-                path.replace("{name}", "example").replace("{install_id}", "x").replace("{execution_id}", "x").replace("{extension}", "x"),
-            )
-            for method, path in documented
-        }
+        renamed = {(method, re.sub(r"\{\w+\}", "x", path.replace("{name}", "example"))) for method, path in documented}
         assert renamed == tested
 
     async def test_unauthenticated_body__not_read(self, admin: AdminKit) -> None:

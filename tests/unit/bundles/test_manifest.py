@@ -72,7 +72,6 @@ def test_every_field_of_the_contract_is_read() -> None:
     assert read.egress[1].ports == (443,)
     assert read.egress[1].schemes == ("https",)
     assert read.limits.to_wishes() == LimitWishes(wall_time_ms=1000, memory_bytes=67108864)
-    assert read.api.endpoints[1].schedulable
     assert read.to_endpoints() == (
         Endpoint(method="GET", path="/", handler="dist/main"),
         Endpoint(
@@ -83,6 +82,7 @@ def test_every_field_of_the_contract_is_read() -> None:
             roles=("billing:write",),
             request_headers=("x-signature",),
             response_headers=("x-total",),
+            schedulable=True,
         ),
     )
 

@@ -213,7 +213,6 @@ async def test_a_user_is_told_only_with_the_capability_and_only_if_there_is_one(
         ("alga:extension/secrets", "get", "denied"),
         ("alga:extension/secrets", "list-keys", []),
         ("alga:extension/ui-proxy", "call-route", "route-not-found"),
-        ("alga:extension/scheduler", "list-schedules", "denied"),
         ("alga:extension/clients", "list-clients", "internal"),
         ("alga:extension/services", "get-service", "internal"),
         ("extrunner:host/kv", "get", "denied"),

@@ -127,6 +127,7 @@ def test_token_user__json__can_be_read_by_a_script(state: MachineState) -> None:
         ("invoke", "com.example.notes", "/", "--tenant", "acme", "-d", "x", "--data-file", "y"),
         ("publisher", "add-signer", "..", "--identity", "https://dev.invalid/people/alice"),
         ("installs", "set", "", "--enable", "--tenant", "acme"),
+        ("schedules", "disable", "i-1", "", "--tenant", "acme"),
         ("publish", "no-such-file"),
         ("pack", "no-such-folder-at-all", "-o", "/no/such/folder/x"),
         ("sign", "no-such-file"),
@@ -275,6 +276,24 @@ def test_metrics__shown_and_forgotten(state: MachineState, monkeypatch: pytest.M
     ]
 
 
+def test_schedules__shown_stopped_let_go_and_removed(state: MachineState, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {"name": "nightly", "endpoint": "POST /report", "cron": "0 3 * * *", "is_active": True, "schedule_id": "s-1"}
+    answers = [httpx.Response(200, json={"items": [shown]}), *(httpx.Response(200, json=shown) for _ in range(2)), httpx.Response(204)]
+    seen = answering(monkeypatch, *answers)
+    listed = run("schedules", "list", "i/1", "--tenant", "acme")
+    assert listed.exit_code == 0, listed.output
+    assert re.search(r"nightly +POST /report .*0 3 \* \* \*.* s-1", listed.output)
+    for verb in ("disable", "enable", "remove"):
+        result = run("schedules", verb, "i/1", "s-1", "--tenant", "acme")
+        assert (result.exit_code, f"s-1 {verb}d" in result.output) == (0, True), result.output
+    assert [(request.method, request.url.raw_path, request.content) for request in seen] == [
+        ("GET", b"/api/admin/v1/installs/i%2F1/schedules?tenant_id=acme", b""),
+        ("PATCH", b"/api/admin/v1/installs/i%2F1/schedules/s-1?tenant_id=acme", b'{"enabled":false}'),
+        ("PATCH", b"/api/admin/v1/installs/i%2F1/schedules/s-1?tenant_id=acme", b'{"enabled":true}'),
+        ("DELETE", b"/api/admin/v1/installs/i%2F1/schedules/s-1?tenant_id=acme", b""),
+    ]
+
+
 def test_execution__shows_its_log_and_its_denials(state: MachineState, monkeypatch: pytest.MonkeyPatch) -> None:
     denial = {"capability": "cap:http.fetch", "why": "not_granted", "change": "Grant it."}
     log = [{"level": "info", "stream": "stdout", "message": "last words", "offset_us": "12", "truncated": "true"}]
@@ -300,6 +319,7 @@ HOSTILE = "\x1b[2J\x07evil\u202eko\u2066\nforged: line\u200b"
             {"endpoint": HOSTILE, "log": [{"message": HOSTILE}], "denials": [{"capability": HOSTILE, "why": HOSTILE, "change": HOSTILE}]},
         ),
         (("metrics", "i-1", "--tenant", "acme"), {"items": [{"name": HOSTILE, "kind": HOSTILE, "labels": {HOSTILE: HOSTILE}}]}),
+        (("schedules", "list", "i-1", "--tenant", "acme"), {"items": [{"name": HOSTILE, "endpoint": HOSTILE, "stopped_by": HOSTILE}]}),
         (("deny", HASH, "--reason", "r"), {"added": True, "content_hash": HOSTILE}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
