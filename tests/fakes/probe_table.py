@@ -6,15 +6,14 @@ capability is told follows from the catalog and needs no table.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from runnerd.capabilities.answers import not_offered
 from runnerd.capabilities.catalog import FUNCTIONS, HostFunction
-from tests.fakes.capabilities import sample
 from tests.fakes.platform_kit import CLIENT, SERVICE
 from tests.fakes.probe_guests import Answer
 from tests.fakes.probe_servers import ABSENT, BROKEN, FORBIDDEN, INVOICE, UNICODE
@@ -42,6 +41,7 @@ class Like:
         return f"Like({self._pattern.pattern!r})"
 
 
+A_TIME: Final = Like(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 AN_ID: Final = Like(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -451,21 +451,33 @@ def services(_: Surroundings) -> list[Probe]:
     ]
 
 
-# --- what nothing is behind yet --------------------------------------------------------------------------------------------------------
+# --- schedules ---------------------------------------------------------------------------------------------------------------------------
 
 
-def _nothing_behind(*interfaces: str) -> Scenario:
-    def probes(_: Surroundings) -> list[Probe]:
-        asked = [function for function in FUNCTIONS if function.interface.partition("/")[2] in interfaces]
-        return [_without_anything(function) for function in asked]
+def scheduler(_: Surroundings) -> list[Probe]:
+    def wish(**named: Any) -> dict[str, Any]:
+        return dict.fromkeys(("endpoint", "cron", "timezone", "enabled", "name", "payload")) | named
 
-    return probes
-
-
-def _without_anything(function: HostFunction) -> Probe:
-    result = not_offered(function)
-    answer = Answer(value=result.value, error=result.error)
-    return Probe(function=function, arguments=tuple(sample(shape) for _, shape in function.params), answer=answer)
+    said = {"cron": "0 3 * * *", "timezone": "Asia/Tokyo", "enabled": False, "name": UNICODE, "payload": json.dumps({"text": UNICODE})}
+    never_run = dict.fromkeys(("last_run_at", "last_run_status", "last_error"))
+    kept = said | never_run | {"id": AN_ID, "endpoint_method": "POST", "endpoint_path": "/probe", "created_at": A_TIME}
+    made = {"success": True, "schedule_id": AN_ID, "error": None, "field_errors": None}
+    wrong = {"success": False, "error": "the schedule is not valid", "field_errors": Like(r'\{"endpoint": "[^"]+", "cron": "[^"]+"\}')}
+    unknown = {"success": False, "error": "there is no such schedule"}
+    return [
+        asks("scheduler.list-schedules", answers=[]),
+        asks(
+            "scheduler.get-endpoints",
+            answers=[{"id": AN_ID, "method": "POST", "path": "/probe", "handler": "probe", "schedulable": True}],
+        ),
+        asks("scheduler.create-schedule", wish(endpoint="POST /probe", **said), answers=made),
+        asks("scheduler.create-schedule", wish(endpoint="/other", cron="0,1 * * * *"), answers=wrong | {"schedule_id": None}),
+        asks("scheduler.list-schedules", answers=[kept]),
+        asks("scheduler.get-schedule", UNICODE, refuses="not-found"),
+        asks("scheduler.update-schedule", UNICODE, wish(enabled=True), answers=unknown | {"field_errors": None}),
+        asks("scheduler.delete-schedule", "", answers=unknown),
+        asks("scheduler.list-schedules", answers=[kept]),
+    ]
 
 
 SCENARIOS: Final[Mapping[str, Scenario]] = {
@@ -484,5 +496,5 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "clients": clients,
     "services": services,
     "secrets": secrets,
-    "nothing behind": _nothing_behind("scheduler"),
+    "scheduler": scheduler,
 }

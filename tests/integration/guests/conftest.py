@@ -42,7 +42,7 @@ from tests.fakes.sealing import make_pair, sealer_of
 CAPABILITIES = sorted({function.capability for function in FUNCTIONS})
 MANIFEST = {
     "capabilities": CAPABILITIES,
-    "api": {"endpoints": [{"method": "POST", "path": "/probe", "handler": "probe"}]},
+    "api": {"endpoints": [{"method": "POST", "path": "/probe", "handler": "probe", "schedulable": True}]},
     "egress": [{"host": WEB_NAME, "ports": WEB_PORTS, "schemes": ["http"]}],
 }
 
