@@ -172,6 +172,11 @@ class WorkerConnection:
         return self._channel.is_open and not self._doomed and self.slots > 0
 
     @property
+    def is_orphaned(self) -> bool:
+        """True where what made it has ended, as far as is known now: then it ends, too. Asks the kernel."""
+        return self._process.zygote_died
+
+    @property
     def has_ended(self) -> bool:
         """True once it was killed, has died or was retired, and `end_cause` says which."""
         return bool(self.end_cause)

@@ -225,6 +225,11 @@ class WorkerPool:
         if apart:
             key = f"{key}/apart/{apart}"
         worker = await self._acquire(key, deadline)
+        while worker.is_orphaned:
+            # It ends with what made it, perhaps before it reads another word; a call that was sent counts as started, and is not run again.
+            worker.end("zygote_died")
+            self._give_back(worker)
+            worker = await self._acquire(key, deadline)
         try:
             yield worker
         finally:

@@ -281,6 +281,23 @@ async def test_worker_died_error__says_what_matters() -> None:
     assert WorkerDiedError(started=True, had_host_calls=True).had_host_calls
 
 
+async def test_workers_whose_zygote_has_died__are_sent_nothing_and_the_call_runs_where_one_lives() -> None:
+    fork, made = scripted()
+    async with dispatching(fork) as kit:
+        await kit.executor.execute(kit.caller, make_request(), deadline=None)
+        await eventually(lambda: len(kit.pool.workers) == len(made))
+        dying = list(made)
+        before = [len(process.end.starts) for process in dying]
+        for process in dying:
+            # Their sockets are open still: the kernel has not come to them yet.
+            process.zygote_died = True
+        result = await kit.executor.execute(kit.caller, make_request(), deadline=None)
+        assert isinstance(result.outcome, Completed)
+        assert [len(process.end.starts) for process in dying] == before
+        assert kit.metric("worker_restarts_total", {"cause": "zygote_died"}) >= 1
+        assert not kit.breaker._circuits
+
+
 async def test_worker_whose_socket_closes_before_its_zygotes_end_is_known__is_nobodys_fault() -> None:
     async def dies(worker: WorkerEnd) -> None:
         await worker.greet()
