@@ -315,7 +315,7 @@ def _capabilities(
     secrets: InstallSecrets | None,
 ) -> Iterable[Mapping[int, Handler]]:
     """Make every capability, with what is behind it."""
-    storage = StorageService(database)
+    storage = StorageService(database, writes_per_install=max(1, settings.database.pool_size // 3))
     return (
         settings_handlers(),
         user_handlers(),

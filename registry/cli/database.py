@@ -19,10 +19,11 @@ from registry.cli.options import DEFAULT_STATE_FOLDER, JsonOption, StateOption
 from registry.cli.output import Progress, UnavailableError, UsageError, endings, file_errors, result
 from registry.cli.rewrapping import read_rewrap_settings, rewrap
 from registry.cli.state import read_json, state_at
-from registry.database import Database, UnsafeDatabaseRoleError
+from registry.cli.sweeping import sweep_forever, sweep_once
+from registry.database import UnsafeDatabaseRoleError
 from registry.embedded_postgres import EmbeddedPostgresError, read_urls
 from registry.migrations.roles import DATABASE, MAINTENANCE, OWNER, ROLES, RoleSetupError, create_roles
-from registry.services.retention import EVENT_DAYS, RetentionService
+from registry.services.retention import EVENT_DAYS
 
 URL_VARIABLE: Final = "EXTCTL_DATABASE_URL"
 _MAX_URL_CHARACTERS: Final = 4096
@@ -120,27 +121,25 @@ def sweep(
     event_days: Annotated[
         int, typer.Option(min=1, max=3_650, help="Days that events of extensions are kept, delivered or not.")
     ] = EVENT_DAYS,
+    every: Annotated[
+        float | None, typer.Option(min=1, max=86_400, metavar="SECONDS", help="Again after each pause, until it is told to stop.")
+    ] = None,
     url_file: UrlFileOption = None,
     state: StateOption = DEFAULT_STATE_FOLDER,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete what is past its retention, as ext_maintenance. Meant to run each hour; may be interrupted and repeated."""
+    """Delete what is past its time, as ext_maintenance: expired records of storage, old events. May be interrupted and repeated."""
     with endings(as_json=as_json), file_errors():
         url = _url_of(MAINTENANCE, url_file, state)
         try:
+            if every is not None:
+                asyncio.run(sweep_forever(url, event_days=event_days, every_seconds=every))
+                return
             with Progress("deleting what is old"):
-                events = asyncio.run(_sweep(url, event_days))
+                swept = asyncio.run(sweep_once(url, event_days=event_days))
         except UnsafeDatabaseRoleError as exc:
             raise UsageError(str(exc)) from exc
-        result({"events": events}, as_json=as_json, text=f"deleted {events} events")
-
-
-async def _sweep(url: str, event_days: int) -> int:
-    database = await Database.connect(url, expected_role=MAINTENANCE, pool_size=1)
-    try:
-        return await RetentionService(database).sweep_events(days=event_days)
-    finally:
-        await database.aclose()
+        result(swept, as_json=as_json, text=f"deleted {swept['records']} records and {swept['events']} events")
 
 
 def _url_of(role: str, url_file: Path | None, state: Path) -> str:

@@ -23,12 +23,12 @@ from typing import Final, Self
 from registry import migrations
 from registry.cli.child import ChildProcess, answers
 from registry.cli.output import UnavailableError, UsageError
-from registry.cli.service_settings import Ports, gateway_environment, runnerd_environment
+from registry.cli.service_settings import Ports, gateway_environment, runnerd_environment, sweeper_environment
 from registry.cli.state import Addresses, MachineState, write_private_json
 from registry.domain.errors import Reason, RefusalError
 from registry.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from registry.key_sets import KeySetError, generate_key_set
-from registry.migrations.roles import OWNER
+from registry.migrations.roles import MAINTENANCE, OWNER
 from registry.provenance.dev_trust import DevTrust
 from registry.provenance.verifier import TrustConfigurationError
 from registry.secrets.local_keys import SecretKeyError, generate_key_pair
@@ -36,6 +36,7 @@ from registry.secrets.local_keys import SecretKeyError, generate_key_pair
 HOST: Final = "127.0.0.1"
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 15.0
+_SWEEP_SECONDS: Final = "60"
 _OTHER_PORTS: Final = range(20_000, 32_000)
 _PORT_PROBES: Final = 50
 _PORT_ATTEMPTS: Final = 5
@@ -53,6 +54,7 @@ class _Running:
     database: EmbeddedPostgres | None = None
     runnerd: ChildProcess | None = None
     gateway: ChildProcess | None = None
+    sweeper: ChildProcess | None = None
     reserved: list[socket.socket] = field(default_factory=list)
 
 
@@ -132,7 +134,7 @@ class DevelopmentMachine:
         Raises:
             UnavailableError: one has ended; the end of its log is in the message.
         """
-        for child in (self._running.runnerd, self._running.gateway):
+        for child in (self._running.runnerd, self._running.gateway, self._running.sweeper):
             if child is not None:
                 child.check()
 
@@ -166,6 +168,9 @@ class DevelopmentMachine:
         if running.lock is not None:
             self._state.machine.unlink(missing_ok=True)
         self._stop_services()
+        if running.sweeper is not None:
+            running.sweeper.stop(timeout_seconds=_STOP_SECONDS)
+            running.sweeper = None
         if running.database is not None:
             running.database.stop()
             running.database = None
@@ -196,6 +201,9 @@ class DevelopmentMachine:
         self._say("keys and trust domain of this machine are there (NON-PRODUCTION)")
         self._start_database()
         self._addresses = self._start_services().addresses(HOST)
+        # Nobody waits for it: what has expired is not there for anybody, swept or not.
+        sweep = ("db", "sweep", "--every", _SWEEP_SECONDS, "--url-file", str(state.database_url_file(MAINTENANCE)))
+        self._running.sweeper = self._spawn("extctl", sweeper_environment(), *sweep, log="sweep")
         write_private_json(state.machine, asdict(self._addresses) | {"pid": os.getpid()})
         self._say(f"everything runs after {time.monotonic() - started:.1f} s")
 
@@ -247,8 +255,9 @@ class DevelopmentMachine:
     def _wait_for_gateway(self, ports: Ports) -> None:
         self._wait(self._running.gateway, "listening", f"http://{HOST}:{ports.gateway}/readyz")
 
-    def _spawn(self, program: str, environment: Mapping[str, str]) -> ChildProcess:
-        return ChildProcess(program, [find_program(program)], environment=environment, log=self._state.logs / f"{program}.log")
+    def _spawn(self, program: str, environment: Mapping[str, str], *arguments: str, log: str | None = None) -> ChildProcess:
+        file = self._state.logs / f"{log or program}.log"
+        return ChildProcess(log or program, [find_program(program), *arguments], environment=environment, log=file)
 
     def _wait(self, child: ChildProcess | None, event: str, url: str) -> None:
         if child is None:

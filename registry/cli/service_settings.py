@@ -74,6 +74,11 @@ def runnerd_environment(state: MachineState, ports: Ports, host: str) -> dict[st
     }
 
 
+def sweeper_environment() -> dict[str, str]:
+    """Return the environment of `extctl db sweep`, which is told everything by its arguments."""
+    return _base()
+
+
 def _base() -> dict[str, str]:
     # SECURITY: nothing else of the caller's environment (tokens, proxies, preloaded libraries) reaches a service.
     return {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {"ENV": "development"}

@@ -15,9 +15,11 @@ internal        the registry did not answer. A read did nothing; of a write nobo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, NoReturn, TypeVar
+from weakref import WeakValueDictionary
 
 from registry.database import Database
 from registry.domain.errors import RefusalError
@@ -74,10 +76,18 @@ _REFUSALS: Final[Mapping[str, tuple[StorageCase, str]]] = {
 
 
 class StorageService:
-    """Reads and writes what an install stores. Role ext_runner. Every operation is one round trip to the database."""
+    """Reads and writes what an install stores. Role ext_runner; used from one event loop. An operation is one round trip to the database.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        database: of role ext_runner.
+        writes_per_install: at once; well below the connections of `database`.
+    """
+
+    def __init__(self, database: Database, *, writes_per_install: int = 4) -> None:
         self._database = database
+        self._writes_per_install = writes_per_install
+        # SECURITY: who waits for an install's row waits with a connection in hand; a crowd of one install must leave some to the others.
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Semaphore] = WeakValueDictionary()
 
     async def get(self, tenant_id: TenantId | str, install_id: InstallId | str, namespace: str, key: str) -> StorageEntry:
         """Return a record.
@@ -146,9 +156,10 @@ class StorageService:
         """
         _check_names(namespace, key)
         expected = _revision(revision)
-        refusal = await self._ask(
-            tenant_id, install_id, lambda storage: storage.delete(InstallId(install_id), namespace, key, expected=expected)
-        )
+        async with self._turn(tenant_id, install_id):
+            refusal = await self._ask(
+                tenant_id, install_id, lambda storage: storage.delete(InstallId(install_id), namespace, key, expected=expected)
+            )
         if refusal is not None:
             _refuse(refusal)
 
@@ -211,10 +222,16 @@ class StorageService:
         if sum(map(_size, items)) > MAX_ITEMS_BYTES:
             raise StorageRefusalError(StorageCase.INVALID, f"one write has at most {MAX_ITEMS_BYTES} bytes")
         expected = _revision(revision)
-        answer = await self._ask(
-            tenant_id, install_id, lambda storage: storage.put(InstallId(install_id), namespace, items, expected=expected, limits=limits)
-        )
+        async with self._turn(tenant_id, install_id):
+            answer = await self._ask(
+                tenant_id,
+                install_id,
+                lambda storage: storage.put(InstallId(install_id), namespace, items, expected=expected, limits=limits),
+            )
         return _refuse(answer.refusal) if answer.refusal is not None else answer.revisions
+
+    def _turn(self, tenant_id: str, install_id: str) -> asyncio.Semaphore:
+        return self._turns.setdefault((tenant_id, install_id), asyncio.Semaphore(self._writes_per_install))
 
     async def _ask(self, tenant_id: str, install_id: str, ask: Callable[[StorageRepository], Awaitable[Result]]) -> Result:
         if not is_tenant_id(tenant_id) or not is_uuid(install_id):

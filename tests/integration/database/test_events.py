@@ -259,7 +259,7 @@ async def test_sweep__takes_the_old_of_every_tenant_and_nothing_else(
 def test_sweep__as_a_verb__needs_the_role_for_it(database_urls: Mapping[str, str], tmp_path: Path) -> None:
     (tmp_path / "url").write_text(database_urls[MAINTENANCE])
     swept = CliRunner().invoke(app, ["db", "sweep", "--url-file", str(tmp_path / "url"), "--json"])
-    assert (swept.exit_code, json.loads(swept.output)) == (0, {"events": 0})
+    assert (swept.exit_code, json.loads(swept.output)) == (0, {"records": 0, "events": 0})
     (tmp_path / "url").write_text(database_urls[OWNER])
     refused = CliRunner().invoke(app, ["db", "sweep", "--url-file", str(tmp_path / "url")])
     assert refused.exit_code == 2

@@ -294,3 +294,90 @@ async def test_a_refused_statement__is_told_to_the_operator_without_its_values(
     said = [(record.message, getattr(record, "sqlstate", None)) for record in caplog.records if record.name == "registry.database"]
     assert said == [("statement refused", "22P02"), ("statement refused", "42501")]
     assert "tenant-secret" not in "".join(str(vars(record)) for record in caplog.records if record.name == "registry.database")
+
+
+# --- statements that are transactions ----------------------------------------------------------------------------------------------------
+
+
+async def test_statement__sees_its_tenant__and_the_next_user_has_none(database_urls: Mapping[str, str]) -> None:
+    database = await _database(database_urls[RUNNER])
+    statements = database.statements("tenant-a")
+    for _ in range(8):  # beyond the point at which the driver prepares it
+        assert (await statements.execute(_TENANT, {})).scalar_one() == "tenant-a"
+        assert (await database.statements("tenant-b").execute(_TENANT, {})).scalar_one() == "tenant-b"
+    assert not await _tenant_of_next_user(database)
+    async with database.session() as session:
+        assert (await session.execute(_TENANT)).scalar_one() == ""
+    await database.aclose()
+
+
+@pytest.mark.parametrize("tenant", ["", "*", "a b", "ä", "a" * 129])
+def test_statement__malformed_tenant__is_refused(runner_database: Database, tenant: str) -> None:
+    with pytest.raises(RefusalError) as caught:
+        runner_database.statements(tenant)
+    assert caught.value.reason is Reason.INVALID_REQUEST
+
+
+async def test_statement__sets_the_whole_session__next_user_has_nothing_of_it(database_urls: Mapping[str, str]) -> None:
+    database = await _database(database_urls[RUNNER])
+    evil = text("select set_config('app.tenant_id', 'tenant-b', false), set_config('search_path', 'evil', false)")
+    await database.statements("tenant-a").execute(evil, {})
+    assert not await _tenant_of_next_user(database)
+    async with database._engine.connect() as connection:
+        assert (await connection.execute(text("show search_path"))).scalar_one() != "evil"
+    await database.aclose()
+
+
+async def test_statement__fails_after_it_wrote__nothing_stays(
+    admin_database: Database, database_urls: Mapping[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    writes = text(
+        """with written as (insert into extension_denylist (content_hash, reason, created_by) values (:hash, 'r', 'a') returning 1)
+           select 1 / (count(*) - 1) from written"""
+    )
+    with pytest.raises(RefusalError) as caught:
+        await admin_database.statements("tenant-a").execute(writes, {"hash": "sha256:" + "a" * 64})
+    assert caught.value.reason is Reason.INTERNAL
+    assert "aaaa" not in f"{caught.value} {caplog.text}"
+    with psycopg.connect(libpq_conninfo(database_urls[OWNER])) as connection:
+        assert connection.execute("select count(*) from extension_denylist").fetchone() == (0,)
+    assert not await _tenant_of_next_user(admin_database)
+
+
+async def test_statement__too_slow_or_without_a_connection__is_unavailable_and_the_pool_lives(database_urls: Mapping[str, str]) -> None:
+    database = await _database(database_urls[RUNNER])
+    slow = database.statements("tenant-a", deadline_seconds=0.3)
+    async with asyncio.timeout(10):
+        with pytest.raises(RefusalError) as caught:
+            await slow.execute(text("select pg_sleep(20)"), {})
+        assert caught.value.reason is Reason.REGISTRY_UNAVAILABLE
+        async with database.session(deadline_seconds=10):
+            with pytest.raises(RefusalError) as caught:
+                await slow.execute(_TENANT, {})
+        assert caught.value.reason is Reason.REGISTRY_UNAVAILABLE
+    assert (await database.statements("tenant-a").execute(_TENANT, {})).scalar_one() == "tenant-a"
+    await database.aclose()
+
+
+async def test_statement__cancelled__pool_is_usable_and_has_no_tenant(database_urls: Mapping[str, str]) -> None:
+    database = await _database(database_urls[RUNNER])
+    task = asyncio.create_task(database.statements("tenant-a", deadline_seconds=30).execute(text("select pg_sleep(20)"), {}))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not await _tenant_of_next_user(database)
+    assert (await database.statements("tenant-b").execute(_TENANT, {})).scalar_one() == "tenant-b"
+    await database.aclose()
+
+
+async def test_statement__connection_was_ended_meanwhile__costs_no_call(
+    postgres_cluster: EmbeddedPostgres, database_urls: Mapping[str, str]
+) -> None:
+    database = await _database(database_urls[RUNNER])
+    statements = database.statements("tenant-a")
+    backend = (await statements.execute(text("select pg_backend_pid() as pid"), {})).scalar_one()
+    with psycopg.connect(libpq_conninfo(postgres_cluster.superuser_url()), autocommit=True) as connection:
+        connection.execute("select pg_terminate_backend(%s, 5000)", (backend,))
+    assert (await statements.execute(text("select pg_backend_pid() as pid"), {})).scalar_one() != backend
+    await database.aclose()

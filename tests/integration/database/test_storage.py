@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from registry.domain.records import StorageEntry, StorageItem
 from registry.embedded_postgres import EmbeddedPostgres
 from registry.migrations.roles import ADMIN, OWNER, RUNNER, libpq_conninfo
 from registry.services.installing import InstallService
-from registry.services.storage import StorageCase, StorageRefusalError, StorageService
+from registry.services.pages import encode_cursor
+from registry.services.storage import PAGE_BYTES, StorageCase, StorageRefusalError, StorageService
 from tests.fakes.registry_rows import OTHER_TENANT, TENANT, install, publish
 
 
@@ -57,7 +59,8 @@ def _usage(urls: Mapping[str, str], install_id: str) -> tuple[object, ...]:
             "select bytes_used, keys_count, namespaces_count, namespace_keys from ext_storage_usage where install_id = %s", (install_id,)
         ).fetchone()
         counted = connection.execute(
-            """select coalesce(sum(octet_length(value)), 0)::bigint, count(*), count(distinct namespace),
+            """select coalesce(sum(octet_length(value) + coalesce(octet_length(metadata), 0)), 0)::bigint,
+                      count(*), count(distinct namespace),
                       (select coalesce(jsonb_object_agg(namespace, n), '{}') from
                          (select namespace, count(*) n from ext_storage_record where install_id = %(id)s group by 1) g)
                  from ext_storage_record where install_id = %(id)s""",
@@ -332,3 +335,110 @@ async def test_install_locked_by_somebody__is_internal_within_the_deadline(
         async with asyncio.timeout(10):
             await _refused(storage.put(TENANT, install_id, "n", item("k", b"x")), StorageCase.INTERNAL)
     assert await storage.put(TENANT, install_id, "n", item("k", b"y")) == 2
+
+
+async def test_metadata_and_time_to_live__at_and_beyond_their_bounds(
+    runner_database: Database, database_urls: Mapping[str, str], install_id: InstallId
+) -> None:
+    storage = StorageService(runner_database)
+    for metadata in ("", "{}", "x" * 4_096, "ü" * 2_048, "\U0001f600" * 1_024):
+        await storage.put(TENANT, install_id, "n", item("k", b"v", metadata=metadata))
+        assert (await storage.get(TENANT, install_id, "n", "k")).metadata == metadata
+    assert _usage(database_urls, install_id) == (4_097, 1, 1)
+    for metadata in ("x" * 4_097, "ü" * 2_048 + "x", "a\0", "\ud800"):
+        await _refused(storage.put(TENANT, install_id, "n", item("k", metadata=metadata)), StorageCase.INVALID)
+    for ttl in (60, 30 * 86_400):
+        before = datetime.now(UTC)
+        await storage.put(TENANT, install_id, "n", item("k", ttl_seconds=ttl))
+        expires = (await storage.get(TENANT, install_id, "n", "k")).expires_at
+        assert expires is not None
+        # The server's clock, which is this machine's.
+        assert before + timedelta(seconds=ttl - 1) < expires < datetime.now(UTC) + timedelta(seconds=ttl + 1)
+    for ttl in (0, 59, 30 * 86_400 + 1, 2**32 - 1):
+        await _refused(storage.put(TENANT, install_id, "n", item("k", ttl_seconds=ttl)), StorageCase.INVALID)
+    await storage.put(TENANT, install_id, "n", item("k"))
+    plain = await storage.get(TENANT, install_id, "n", "k")
+    assert (plain.metadata, plain.expires_at, plain.revision) == (None, None, 8)
+
+
+async def test_put_many__at_and_beyond_its_bounds(
+    runner_database: Database, database_urls: Mapping[str, str], install_id: InstallId
+) -> None:
+    storage = StorageService(runner_database)
+    largest = [item(f"k{number:02}", b"x" * 65_536) for number in range(8)]
+    assert await storage.put_many(TENANT, install_id, "n", largest) == (1,) * 8
+    assert (
+        await storage.put_many(TENANT, install_id, "n", [item(f"k{number:02}") for number in reversed(range(20))]) == (1,) * 12 + (2,) * 8
+    )
+    assert await storage.put_many(TENANT, install_id, "n", []) == ()
+    before = _usage(database_urls, install_id)
+    for items in (
+        [item(f"k{number}") for number in range(21)],
+        [*largest, item("one", metadata="x")],
+        [item("a", b"1"), item("b", b"2"), item("a", b"1")],
+        [item("a"), item("b/c")],
+        [item("a"), item("b", b"x" * 65_537)],
+        [item("a"), item("b", ttl_seconds=1)],
+    ):
+        await _refused(storage.put_many(TENANT, install_id, "n", items), StorageCase.INVALID)
+    await _refused(storage.put_many(TENANT, install_id, "", []), StorageCase.INVALID)
+    assert _usage(database_urls, install_id) == before
+
+
+async def test_pages__of_large_values__end_by_bytes_and_lose_nothing(runner_database: Database, install_id: InstallId) -> None:
+    storage = StorageService(runner_database)
+    sizes = {f"k{number:02}": dice for number, dice in enumerate([65_536] * 10 + [0, 1, 30_000] * 8)}
+    for key, size in sizes.items():
+        await storage.put(TENANT, install_id, "n", item(key, b"x" * size, metadata="m" * (size // 16)))
+    seen: dict[str, int] = {}
+    cursor: str | None = None
+    pages = 0
+    while True:
+        page, cursor = await storage.list_entries(TENANT, install_id, "n", cursor, limit=100)
+        pages += 1
+        assert sum(len(entry.key) + len(entry.value) + len(entry.metadata or "") for entry in page) <= PAGE_BYTES
+        assert not seen.keys() & {entry.key for entry in page}
+        seen |= {entry.key: len(entry.value) for entry in page}
+        if cursor is None:
+            break
+    assert seen == sizes
+    assert pages == 2
+    plain: list[str] = []
+    while found := await storage.list_after(TENANT, install_id, "n", plain[-1] if plain else None):
+        plain += [entry.key for entry in found]
+    assert plain == sorted(sizes)
+
+
+@pytest.mark.parametrize("prefix", ["%", "_", "\\", "a%", "a", "\U0010ffff", "é", "k" * 256])
+async def test_prefix__of_any_characters__is_no_pattern(runner_database: Database, install_id: InstallId, prefix: str) -> None:
+    storage = StorageService(runner_database)
+    keys = ["%", "%a", "_", "_a", "\\", "\\%", "a", "a%", "ab", "\U0010ffff", "\U0010ffff!", "é", "e\u0301", "k" * 256, "z"]
+    await storage.put_many(TENANT, install_id, "n", [item(key) for key in keys])
+    page, cursor = await storage.list_entries(TENANT, install_id, "n", prefix=prefix, limit=100)
+    assert [entry.key for entry in page] == sorted((key for key in keys if key.startswith(prefix)), key=str.encode)
+    assert cursor is None
+
+
+@pytest.mark.parametrize("prefix", ["a/", "\0", "\ud800", "k" * 257])
+async def test_prefix__malformed__is_invalid(runner_database: Database, install_id: InstallId, prefix: str) -> None:
+    await _refused(StorageService(runner_database).list_entries(TENANT, install_id, "n", prefix=prefix), StorageCase.INVALID)
+
+
+async def test_cursor__of_another_install_tenant_namespace_or_prefix__is_invalid(
+    admin_database: Database, runner_database: Database, install_id: InstallId
+) -> None:
+    storage = StorageService(runner_database)
+    theirs = (await install(admin_database, OTHER_TENANT)).install_id
+    for tenant, of in ((TENANT, install_id), (OTHER_TENANT, theirs)):
+        await storage.put_many(tenant, of, "n", [item(key) for key in ("a1", "a2", "b1")])
+    _, cursor = await storage.list_entries(TENANT, install_id, "n", limit=1)
+    assert cursor is not None
+    await _refused(storage.list_entries(OTHER_TENANT, theirs, "n", cursor), StorageCase.INVALID)
+    await _refused(storage.list_entries(TENANT, install_id, "m", cursor), StorageCase.INVALID)
+    await _refused(storage.list_entries(TENANT, install_id, "n", cursor, prefix="b"), StorageCase.INVALID)
+    forged = encode_cursor(theirs, "n", "a1")
+    await _refused(storage.list_entries(TENANT, install_id, "n", forged), StorageCase.INVALID)
+    for key in ("", "a/b", "\ud800"):
+        await _refused(storage.list_entries(TENANT, install_id, "n", encode_cursor(install_id, "n", key)), StorageCase.INVALID)
+    page, _ = await storage.list_entries(TENANT, install_id, "n", cursor)
+    assert [entry.key for entry in page] == ["a2", "b1"]
