@@ -116,7 +116,7 @@ class _Fetcher:
             return self._failed(grant, target, error)
         grant.used[RESPONSE_BYTES] += answer.size
         try:
-            answer = scrub(answer, filled.values)
+            answer = await scrub(answer, filled.values)
         except UnreadableAnswerError as error:
             return self._end(Failure.PROTOCOL, _TRANSPORT, grant, str(error))
         self._metrics.egress_request(decision.result)

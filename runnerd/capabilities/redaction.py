@@ -6,13 +6,17 @@ is the accident: a header or an address with the value in it that ends in a log,
 Recognised: the value itself, each line of a value of several lines, their JSON and percent encodings, and base64 at any alignment; the
 beginning of one of these at the end of a text that was cut. Shorter pieces than six characters are left: a log in which every "1" is hidden
 says nothing any more.
+
+All of this runs between the calls of other tenants, so it has bounds of its own: beyond `MOST_SECONDS` of the processor for one invocation
+nothing is looked at any more, and everything is hidden.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 from urllib.parse import quote, quote_plus
 
@@ -21,34 +25,46 @@ HIDDEN: Final = "[redacted]"
 _MAX_LINES: Final = 64
 """Of one value that are looked for one by one; the value as a whole always is."""
 _MAX_FORMS: Final = 4_096
+_MAX_BEGINNINGS: Final = 64
+"""Places at which a cut value may begin, of one form in one text, that are looked at."""
+MOST_SECONDS: Final = 0.5
+"""Of the processor, for one invocation: a hundred times what keys and tokens in a full log take."""
 
 
 class RevealedValues:
     """The values that one invocation was given so far. Costs nothing until there is one."""
 
-    __slots__ = ("_forms", "_values")
+    __slots__ = ("_forms", "_new", "_seconds_left", "_values")
 
     def __init__(self) -> None:
         self._values: set[str] = set()
-        self._forms: tuple[str, ...] | None = None
+        self._new: list[str] = []
+        self._forms: tuple[str, ...] = ()
+        self._seconds_left = MOST_SECONDS
 
     def add(self, value: str) -> None:
         """Remember that the invocation was given `value`."""
         if value not in self._values:
             self._values.add(value)
-            self._forms = None
+            self._new.append(value)
 
     def hide(self, text: str) -> str:
         """Return `text` without the values."""
         if not self._values:
             return text
-        if self._forms is None:
-            self._forms = _forms_of(self._values)
+        # SECURITY: whoever chooses the values and what is logged also chooses how much work it is to find the ones in the other.
+        if self._seconds_left <= 0:
+            return HIDDEN
+        began = time.thread_time()
+        if self._new:
+            self._forms = _longest_first({*self._forms}, self._new)
+            self._new = []
         for form in self._forms:
             if form in text:
                 text = text.replace(form, HIDDEN)
         for form in self._forms:
             text = _without_beginning(text, form)
+        self._seconds_left -= time.thread_time() - began
         return text
 
 
@@ -56,16 +72,19 @@ def _without_beginning(text: str, form: str) -> str:
     """Take the beginning of `form` off the end of `text`."""
     start = max(0, len(text) - len(form) + 1)
     head = form[:LEAST_CHARACTERS]
-    while (found := text.find(head, start)) >= 0:
+    found = first = text.find(head, start)
+    for _ in range(_MAX_BEGINNINGS):
+        if found < 0:
+            return text
         if form.startswith(text[found:]):
             return text[:found] + HIDDEN
-        start = found + 1
-    return text
+        found = text.find(head, found + 1)
+    # So many are nobody's accident; no more are compared, and nothing is left of what they may be.
+    return text if found < 0 else text[:first] + HIDDEN
 
 
-def _forms_of(values: set[str]) -> tuple[str, ...]:
-    """Return what is looked for, the longest first, so that no shorter one leaves a rest of a longer one."""
-    forms: set[str] = set()
+def _longest_first(forms: set[str], values: Sequence[str]) -> tuple[str, ...]:
+    """Return what is looked for, with that of more values, the longest first, so that no shorter one leaves a rest of a longer one."""
     for value in sorted(values):
         for piece in dict.fromkeys((value, *value.splitlines()[:_MAX_LINES])):
             if len(piece) >= LEAST_CHARACTERS and len(forms) < _MAX_FORMS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import html
 import json
+import time
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.domain.egress import EgressRule, InstallEgress, SecretBinding
-from runnerd.capabilities.bound_secrets import scrub
+from registry.domain.limits import MIB
+from runnerd.capabilities.bound_secrets import MOST_CHARACTERS, scrub
 from runnerd.capabilities.catalog import BY_NAME
 from runnerd.capabilities.egress_policy import EgressCeiling
 from runnerd.capabilities.grants import InvocationGrant
@@ -185,10 +187,21 @@ async def test_answer__compressed_unasked__is_not_passed_on() -> None:
 
 
 @given(st.binary(max_size=40), st.binary(max_size=40), st.text('abcXYZ019-_/+="<&', min_size=8, max_size=40))
-def test_scrub__leaves_no_value_and_everything_else(before: bytes, after: bytes, value: str) -> None:
+async def test_scrub__leaves_no_value_and_everything_else(before: bytes, after: bytes, value: str) -> None:
     answer = IncomingResponse(status=200, headers=(), body=before + value.encode() + after, size=0)
-    body = scrub(answer, [value]).body
+    body = (await scrub(answer, [value])).body
     assert HIDDEN in body
     assert value.encode() not in body.replace(HIDDEN, b"\0")
     untouched = IncomingResponse(status=200, headers=(), body=before, size=0)
-    assert scrub(untouched, ["a value that is not there"]).body == before
+    assert (await scrub(untouched, ["a value that is not there"])).body == before
+
+
+async def test_scrub__body_and_value_made_for_each_other__cost_no_more_than_others() -> None:
+    # All but the last letter of the value is there at every place: a search that begins anew at each would compare 30 thousand million.
+    value = "a" * (MOST_CHARACTERS - 1) + "b"
+    body = b"a" * (8 * MIB)
+    answer = IncomingResponse(status=200, headers=(("x-echo", "a" * 30_000),), body=body, size=len(body))
+    began = time.thread_time()
+    assert (await scrub(answer, [value])).body == body
+    # A guard: it takes a second at most where that search would take a minute.
+    assert time.thread_time() - began < 20

@@ -18,7 +18,7 @@ from registry.services.secret_reading import SecretCase, SecretRefusalError
 from runnerd.capabilities.handlers import function_named
 from runnerd.capabilities.platform.api_keys import SecretApiKeys
 from runnerd.capabilities.platform.client import PlatformError
-from runnerd.capabilities.redaction import HIDDEN, LEAST_CHARACTERS, RevealedValues
+from runnerd.capabilities.redaction import HIDDEN, LEAST_CHARACTERS, MOST_SECONDS, RevealedValues
 from runnerd.capabilities.results import failed, succeeded
 from runnerd.capabilities.secrets import InstallSecrets, secrets_handlers
 from runnerd.dispatch.calls import CallTable, FinishedCall
@@ -168,6 +168,26 @@ class TestHiding:
         revealed.hide("y" * 8192)
         # A guard against work that grows with the product of them all; usually a fraction of it.
         assert time.process_time() - began < 20
+
+    def test_values_and_lines_made_for_each_other__cost_what_one_invocation_may__and_then_everything_is_hidden(self) -> None:
+        revealed = RevealedValues()
+        for number in range(64):
+            # Every place of such a line is the beginning of such a value, but for what comes last.
+            revealed.add("\n".join("a" * (900 + line) + chr(0x100 + number) for line in range(64)))
+        line = "a" * 8191 + "c"
+        began = time.thread_time()
+        lines = [revealed.hide(line) for _ in range(1_000)]
+        # What one line and the making of the forms take comes on top; a guard, not a measurement.
+        assert time.thread_time() - began < 20 * MOST_SECONDS
+        assert lines[-1] == HIDDEN
+        assert all("a" * 900 not in shown for shown in lines)
+        assert RevealedValues().hide(line) == line
+
+    def test_values_that_come_one_by_one__all_are_hidden(self) -> None:
+        revealed = RevealedValues()
+        for number in range(64):
+            revealed.add(f"value-{number}-of-many")
+            assert revealed.hide(f"value-0-of-many, value-{number}-of-many.") == f"{HIDDEN}, {HIDDEN}."
 
 
 class TestWhatACallLeaves:
