@@ -73,8 +73,8 @@ class _Fetcher:
 
         1. The request is one in every reading.
         2. The host is on the lists, by name; nothing was looked up so far.
-        3. There are requests and bytes left.
-        4. Bound secrets are put in, and it leaves from the egress process.
+        3. Bound secrets are put in; what comes of it is still a request as in 1.
+        4. There are requests and bytes left for it, and it leaves from the egress process.
         5. What it used is counted, whatever came of it; what was put in is taken out of the answer.
         """
         method, url, headers, body = _parts(arguments)
@@ -88,16 +88,20 @@ class _Fetcher:
         if not decision.allowed:
             self._metrics.egress_request(decision.result)
             return HostResult(error=_NOT_ALLOWED, denial=decision.denial)
-        over = self._take(grant, size=_size(sent) + len(target.path) + len(body or b""))  # (3)
-        if over is not None:
-            return over
         try:
-            filled = await fill(self._secrets, grant, target, sent)  # (4)
+            filled = await fill(self._secrets, grant, target, sent)  # (3)
+            # SECURITY: a placeholder is short and may be written a thousand times; the values are bounded as what a guest writes itself.
+            checked_headers(filled.headers)
+        except RefusedRequestError as error:
+            return self._end("invalid", _INVALID, grant, str(error))
         except UnusableSecretError as error:
             self._metrics.egress_request("secret")
             self._log(grant, f"a bound secret cannot be used: {error}")
             change = f"An administrator of the tenant sets the secret that is bound to {target.host}, or ends the binding."
             return HostResult(error=_NOT_ALLOWED, denial=explain("secret_unusable", change))
+        over = self._take(grant, size=_size(filled.headers) + len(target.path) + len(body or b""))  # (4)
+        if over is not None:
+            return over
         request = OutgoingRequest(
             tenant_id=grant.tenant_id,
             install_id=grant.install_id,
@@ -164,7 +168,8 @@ class _Fetcher:
 
     def _log(self, grant: InvocationGrant, detail: str) -> None:
         fields = {"request_id": grant.request_id, "tenant_id": grant.tenant_id, "install_id": grant.install_id}
-        _LOG.info("fetch failed: %s", detail, extra=fields)
+        # SECURITY: what a server sent may stand in it, and a bound host was sent a value (T33).
+        _LOG.info("fetch failed: %s", grant.revealed.hide(detail), extra=fields)
 
 
 def checked_method(method: str) -> str:

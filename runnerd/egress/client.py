@@ -27,7 +27,19 @@ from runnerd.children.process import ChildProcess
 from runnerd.egress.answers import AnswerError, Headers, check_head, head_size
 from runnerd.egress.child import ChildSettings
 from runnerd.egress.exchange import Order
-from runnerd.egress.frames import CHUNK_BYTES, FROM_CHILD, NO_CALL, Frame, FrameError, Kind, encode, encode_document, read_frame
+from runnerd.egress.frames import (
+    CHUNK_BYTES,
+    FROM_CHILD,
+    FROM_DAEMON,
+    NO_CALL,
+    Frame,
+    FrameError,
+    Kind,
+    encode,
+    encode_document,
+    is_taken,
+    read_frame,
+)
 from runnerd.telemetry.metrics import Metrics
 
 WAIT_FOR_CHILD_SECONDS: Final = 2.0
@@ -215,9 +227,14 @@ class EgressClient:
         writer = child.channel.writer
         if writer.is_closing():
             raise EgressError(Failure.UNAVAILABLE, "the egress process has ended")
-        writer.write(encode_document(Kind.REQUEST, call.number, asdict(order)))
+        frames = [encode_document(Kind.REQUEST, call.number, asdict(order))]
         if request.body is not None:
-            writer.write(encode(Kind.BODY, call.number, request.body))
+            frames.append(encode(Kind.BODY, call.number, request.body))
+        # SECURITY: the child ends at a frame that is too long, and with it everybody's requests.
+        if not all(is_taken(frame, FROM_DAEMON) for frame in frames):
+            raise EgressError(Failure.INTERNAL, "the request is longer than a frame")
+        for frame in frames:
+            writer.write(frame)
         with contextlib.suppress(ConnectionError):  # Whoever reads from the child ends the call.
             await writer.drain()
 

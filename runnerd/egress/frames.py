@@ -86,6 +86,12 @@ def encode_document(kind: Kind, call: int, document: Mapping[str, Any]) -> bytes
     return encode(kind, call, json.dumps(document, separators=(",", ":")).encode())
 
 
+def is_taken(frame: bytes, limits: Mapping[int, int]) -> bool:
+    """Tell whether the other end takes a whole frame."""
+    length, kind, _ = HEADER.unpack_from(frame)
+    return bool(length <= limits.get(kind, -1))
+
+
 async def read_frame(reader: asyncio.StreamReader, limits: Mapping[int, int]) -> Frame | None:
     """Read the next frame; None at the end of the stream.
 

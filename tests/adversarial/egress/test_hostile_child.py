@@ -121,6 +121,15 @@ async def test_child__says_another_failure_than_there_is__is_an_internal_one(mon
         assert await kit.failure("http://a.example/") == "internal"
 
 
+async def test_request__longer_than_the_child_takes__is_refused_and_the_child_lives(kit: EgressKit) -> None:
+    pid = kit.client.pid
+    async with raw_server(ok()) as server:
+        url = f"http://127.0.0.1:{server.port}/"
+        assert await kit.failure(url, headers=(("x-long", "v" * 300_000),)) == "internal"
+        assert (await kit.get(url)).status == 200
+    assert kit.client.pid == pid
+
+
 async def test_child__has_no_environment_and_no_other_descriptor(kit: EgressKit) -> None:
     assert kit.client.pid is not None
     look_into(Path(f"/proc/{kit.client.pid}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import html
 import json
+import logging
 import time
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable
@@ -21,8 +22,8 @@ from runnerd.capabilities.bound_secrets import MOST_CHARACTERS, scrub
 from runnerd.capabilities.catalog import BY_NAME
 from runnerd.capabilities.egress_policy import EgressCeiling
 from runnerd.capabilities.grants import InvocationGrant
-from runnerd.capabilities.http import FetchLimits, http_handlers
-from runnerd.capabilities.outgoing import IncomingResponse, OutgoingRequest
+from runnerd.capabilities.http import REQUEST_BYTES, FetchLimits, http_handlers
+from runnerd.capabilities.outgoing import EgressError, Failure, IncomingResponse, OutgoingRequest
 from runnerd.capabilities.redaction import HIDDEN as HIDDEN_TEXT
 from runnerd.capabilities.results import HostResult
 from runnerd.capabilities.secrets import SecretCase, SecretRefusalError
@@ -205,3 +206,38 @@ async def test_scrub__body_and_value_made_for_each_other__cost_no_more_than_othe
     assert (await scrub(answer, [value])).body == body
     # A guard: it takes a second at most where that search would take a minute.
     assert time.thread_time() - began < 20
+
+
+async def test_placeholder__written_very_often__makes_no_longer_headers_than_a_guest_may_send() -> None:
+    server = Echo()
+    assert (await fetch(server, Safe("v" * 1_000), headers=[("authorization", P * 1_000)])).error == "invalid-url"
+    assert not server.sent
+    assert (await fetch(server, Safe("v" * 1_000), headers=[("authorization", P * 10)])).error is None
+
+
+async def test_request_bytes__count_what_is_sent_rather_than_the_placeholder() -> None:
+    grant = grant_of("http.fetch", egress=EGRESS)
+    handlers = http_handlers(Echo(), ceiling=CEILING, limits=FetchLimits(), metrics=Metrics(), secrets=Safe("v" * 1_000))
+    headers = [{"name": "authorization", "value": P}]
+    arguments = {"method": "GET", "url": "https://api.example.com/", "headers": headers, "body": None}
+    assert (await make_broker(handlers).call(grant, FETCH, (arguments,))).error is None
+    assert grant.used[REQUEST_BYTES] == len("authorization") + 1_000 + len("accept-encodingidentity") + 1
+
+
+async def test_log__of_a_failed_request__does_not_repeat_the_value(caplog: pytest.LogCaptureFixture) -> None:
+    """A bound host answers with what it was sent in the place of a status line; the library's error quotes it."""
+
+    class Failing(Echo):
+        async def fetch(self, request: OutgoingRequest) -> IncomingResponse:
+            raise EgressError(Failure.PROTOCOL, f"BadStatusLine: {dict(request.headers)['authorization']}")
+
+    class Revealing(Safe):
+        async def reveal(self, grant: InvocationGrant, name: str) -> str:
+            value = await super().reveal(grant, name)
+            grant.revealed.add(value)
+            return value
+
+    with caplog.at_level(logging.DEBUG):
+        assert (await fetch(Failing(), Revealing(), headers=[("authorization", P)])).error == "transport"
+    assert "BadStatusLine" in caplog.text
+    assert VALUE not in caplog.text
