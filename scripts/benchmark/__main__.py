@@ -22,7 +22,7 @@ from registry.cli.state import state_at
 from scripts.benchmark.bench import Bench, Figures
 from scripts.benchmark.plot import draw
 
-SECTIONS: Final = ("throughput", "latency", "overhead", "echo", "host_calls", "egress", "limits", "memory", "fairness", "cold")
+SECTIONS: Final = ("throughput", "latency", "overhead", "echo", "host_calls", "storage", "egress", "limits", "memory", "fairness", "cold")
 """In the order in which they run: those that start the daemon anew come last."""
 
 

@@ -387,7 +387,7 @@ async def test_put_many__at_and_beyond_its_bounds(
 
 async def test_pages__of_large_values__end_by_bytes_and_lose_nothing(runner_database: Database, install_id: InstallId) -> None:
     storage = StorageService(runner_database)
-    sizes = {f"k{number:02}": dice for number, dice in enumerate([65_536] * 10 + [0, 1, 30_000] * 8)}
+    sizes = {f"k{number:02}": dice for number, dice in enumerate([65_536] * 20 + [0, 1, 30_000] * 8)}
     for key, size in sizes.items():
         await storage.put(TENANT, install_id, "n", item(key, b"x" * size, metadata="m" * (size // 16)))
     seen: dict[str, int] = {}
