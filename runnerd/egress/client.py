@@ -1,9 +1,9 @@
 """The daemon's handle on the egress process: asks it for one request at a time of many, and outlives it.
 
 Attacks it stops (T11): a child that was taken over by what a server sent it writes frames of its choice, answers more than was asked for,
-or answers nothing any more. It has no more to give than answers of the shape checked here; what breaks that is killed and replaced.
-Requests under way then end as "unavailable" and the next ones wait for the new process. One tenant's slow servers hold its own places only,
-and its answers a part of the memory.
+floods us, or answers and reads nothing any more. It has no more to give than answers of the shape checked here, in no more frames than they
+need; what breaks that is killed and replaced. Requests under way then end as "unavailable" and the next ones wait for the new process. One
+tenant's slow servers hold its own places only, and its answers a part of the memory.
 """
 
 from __future__ import annotations
@@ -75,6 +75,13 @@ class _Call:
     body: bytearray = field(default_factory=bytearray)
     size: int = 0
     held: int = 0
+    is_whole: bool = False
+    """Its last piece has come."""
+
+    @property
+    def frames(self) -> int:
+        """How many its answer may have: head, end, full pieces and the last one."""
+        return self.request.response_bytes // CHUNK_BYTES + 3
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,6 +89,10 @@ class _EgressChild(Child):
     channel: _Channel
     calls: dict[int, _Call] = field(default_factory=dict)
     heard_at: float = field(default_factory=time.monotonic)
+    unanswered: int = 0
+    """PINGs."""
+    strays: int = 0
+    """Frames that may still come for calls that were given up."""
     reading: asyncio.Task[None] | None = None
 
 
@@ -202,11 +213,17 @@ class EgressClient:
         return call
 
     def _close(self, child: _EgressChild, call: _Call) -> None:
-        if child.calls.pop(call.number, None) is not None and not child.channel.writer.is_closing():
-            child.channel.writer.write(encode(Kind.CANCEL, call.number))
+        self._give_up(child, call)
         if call.answer.done() and not call.answer.cancelled():
             call.answer.exception()
         _lower(self._held, call.request.tenant_id, call.held)
+
+    def _give_up(self, child: _EgressChild, call: _Call) -> None:
+        """Take no more of a call that has not ended, and tell the child."""
+        if child.calls.pop(call.number, None) is not None:
+            child.strays += call.frames
+            if not child.channel.writer.is_closing():
+                child.channel.writer.write(encode(Kind.CANCEL, call.number))
 
     async def _send(self, child: _EgressChild, call: _Call) -> None:
         request, target = call.request, call.request.target
@@ -227,6 +244,9 @@ class EgressClient:
         writer = child.channel.writer
         if writer.is_closing():
             raise EgressError(Failure.UNAVAILABLE, "the egress process has ended")
+        # SECURITY: what is sent to a child that does not read stays here, and outlives the calls that it was counted for.
+        if writer.transport.get_write_buffer_size() > self._settings.buffered_bytes:
+            raise EgressError(Failure.UNAVAILABLE, "the egress process does not read")
         frames = [encode_document(Kind.REQUEST, call.number, asdict(order))]
         if request.body is not None:
             frames.append(encode(Kind.BODY, call.number, request.body))
@@ -282,15 +302,18 @@ class EgressClient:
             return
         call = child.calls.get(frame.call)
         if call is None:
-            # SECURITY: answers may cross with a cancellation; numbers that were never given out may not.
-            if frame.call > self._numbers:
+            # SECURITY: answers may cross with a cancellation, once; numbers that were never given out may not.
+            child.strays -= 1
+            if frame.call > self._numbers or child.strays < 0:
                 message = "an answer to what nobody asked"
                 raise FrameError(message)
             return
         match frame.kind:
             case Kind.HEAD if call.head is None:
                 self._take_head(child, call, frame)
-            case Kind.CHUNK if call.head is not None:
+            # SECURITY: full ones, so that their number has a bound; empty ones would have no end.
+            case Kind.CHUNK if call.head is not None and frame.payload and not call.is_whole:
+                call.is_whole = len(frame.payload) < CHUNK_BYTES
                 self._take_bytes(child, call, len(frame.payload))
                 call.body += frame.payload
             case Kind.END:
@@ -302,7 +325,9 @@ class EgressClient:
     def _take_own(self, child: _EgressChild, frame: Frame) -> None:
         if frame.kind is Kind.READY and not child.ready.done():
             child.ready.set_result(frame.document().get("hardening"))
-        elif frame.kind is not Kind.PONG:
+        elif frame.kind is Kind.PONG and child.unanswered:
+            child.unanswered -= 1
+        else:
             message = f"a {frame.kind.name} frame of no call"
             raise FrameError(message)
 
@@ -319,14 +344,14 @@ class EgressClient:
         try:
             self._hold(call, size)
         except EgressError as error:
-            child.channel.writer.write(encode(Kind.CANCEL, call.number))
+            self._give_up(child, call)
             self._fail(child, call, error)
 
     def _take_end(self, child: _EgressChild, call: _Call, frame: Frame) -> None:
         document = frame.document()
         failure = document.get("failure")
         if failure is not None:
-            named = Failure(failure) if failure in set(Failure) else Failure.INTERNAL
+            named = Failure(failure) if isinstance(failure, str) and failure in set(Failure) else Failure.INTERNAL
             self._fail(child, call, EgressError(named, str(document.get("detail"))[:400], received=call.size))
             return
         if call.head is None:
@@ -352,6 +377,7 @@ class EgressClient:
                 _log.error("egress child does not answer")
                 child.gone()
             else:
+                child.unanswered += 1
                 child.channel.writer.write(encode(Kind.PING))
 
 

@@ -1,7 +1,8 @@
 """The frames between the daemon and the egress process: a header of 13 bytes (length u32, kind u8, call u64) and a payload.
 
-Heads are JSON objects, bodies opaque bytes. The attack it stops: a taken-over child announces 4 GiB, sends what nobody asked for, or JSON
-that is no answer. Both ends check kind and length before a byte of the payload is read.
+Heads are JSON objects, bodies opaque bytes; every CHUNK of an answer but its last has CHUNK_BYTES. The attack it stops: a taken-over
+child announces 4 GiB, sends what nobody asked for, or JSON that is no answer. Both ends check kind and length before a byte of the payload
+is read.
 """
 
 from __future__ import annotations

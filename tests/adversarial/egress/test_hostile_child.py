@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from registry.domain.limits import MIB
 from runnerd.children import keeper
 from runnerd.egress import client as client_module
-from runnerd.egress.client import EgressClient
+from runnerd.egress.client import ClientSettings, EgressClient
 from tests.fakes.egress_kit import LOOPBACK, EgressKit, egress, ok, raw_server, read_request, until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -99,6 +100,9 @@ control.recv(65536)
         "tell(HEAD, 1, status=200, headers=[['a', 'b']] * 257)",
         "tell(HEAD, 1, status=200, headers=[]); tell(HEAD, 1, status=200, headers=[])",
         "tell(HEAD, 1, status=200, headers=[]); [send(CHUNK, 1, b'x' * 65_536) for _ in range(20)]",
+        "tell(HEAD, 1, status=200, headers=[]); send(CHUNK, 1)",
+        "tell(HEAD, 1, status=200, headers=[]); send(CHUNK, 1, b'x'); send(CHUNK, 1, b'x')",
+        "send(PONG)",
         "control.close()",
     ],
 )
@@ -113,12 +117,39 @@ async def test_frames__that_no_child_of_ours_sends__end_the_child(monkeypatch: p
         assert not kit.client._held
 
 
-async def test_child__says_another_failure_than_there_is__is_an_internal_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = f"{textwrap.dedent(HOSTILE)}\ntell(END, 1, failure='{{}}', detail=[1])\ntime.sleep(600)"
+@pytest.mark.parametrize("failure", ["'{}'", "[]", "{}", "1", "'" + "x" * 3_000 + "'"])
+async def test_child__says_another_failure_than_there_is__is_an_internal_one(monkeypatch: pytest.MonkeyPatch, failure: str) -> None:
+    program = f"{textwrap.dedent(HOSTILE)}\ntell(END, 1, failure={failure}, detail=[1])\ntime.sleep(600)"
     monkeypatch.setattr(EgressClient, "_command", lambda self, control: [sys.executable, "-I", "-S", "-c", program, str(control)])
     monkeypatch.setattr(keeper, "STOP_GRACE_SECONDS", 0.1)
     async with egress() as kit:
         assert await kit.failure("http://a.example/") == "internal"
+
+
+async def test_child__goes_on_about_a_call_that_ended__is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = f"{textwrap.dedent(HOSTILE)}\ntell(END, 1, failure='dns')\ntell(END, 1, failure='dns')\ntime.sleep(600)"
+    monkeypatch.setattr(EgressClient, "_command", lambda self, control: [sys.executable, "-I", "-S", "-c", program, str(control)])
+    monkeypatch.setattr(keeper, "STOP_GRACE_SECONDS", 0.1)
+    async with egress() as kit:
+        pid = kit.client.pid
+        assert await kit.failure("http://a.example/") == "dns"
+        await until(lambda: kit.client.pid != pid)
+
+
+async def test_child__does_not_read__what_is_sent_to_it_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = f"{textwrap.dedent(HOSTILE)}\ntime.sleep(600)"
+    monkeypatch.setattr(EgressClient, "_command", lambda self, control: [sys.executable, "-I", "-S", "-c", program, str(control)])
+    monkeypatch.setattr(keeper, "STOP_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(client_module, "GRACE_SECONDS", 0.0)
+    body = b"x" * MIB
+    async with egress(settings=ClientSettings(buffered_bytes=4 * MIB)) as kit:
+        ends = [await kit.failure("http://a.example/", body=body, seconds=0.0) for _ in range(20)]
+        child = kit.client._keeper.child
+        assert child is not None
+        assert ends[0] == "timeout"
+        assert ends[-1] == "unavailable"
+        assert child.channel.writer.transport.get_write_buffer_size() < 6 * MIB
+        assert not kit.client._held
 
 
 async def test_request__longer_than_the_child_takes__is_refused_and_the_child_lives(kit: EgressKit) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from runnerd.capabilities.outgoing import EgressError, Failure
 from runnerd.egress.pools import MAX_HEADERS
 from tests.fakes.egress_kit import LOOPBACK, Authority, EgressKit, Handler, egress, ok, raw_server, read_request, says
 
@@ -114,6 +115,24 @@ async def test_body__at_the_limit_and_one_beyond(kit: EgressKit) -> None:
         size = (await kit.get(url)).size
         assert (await kit.get(url, response_bytes=size)).body == b"x" * 1_000
         assert await kit.failure(url, response_bytes=size - 1) == "response_size"
+
+
+async def test_body__in_single_bytes_and_cut__is_whole_as_far_as_it_came(kit: EgressKit) -> None:
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(CHUNKED)
+        for number in range(100):
+            writer.write(b"1\r\n%d\r\n" % (number % 10))
+            await writer.drain()
+            await asyncio.sleep(0)
+        await reader.read()
+
+    async with raw_server(drip) as cut, raw_server(ok(b"x" * 200_001)) as long:
+        with pytest.raises(EgressError) as caught:
+            await kit.get(f"http://good.example:{cut.port}/", seconds=2.0)
+        # What had come by then is counted, whatever became of the request.
+        assert (caught.value.failure, caught.value.received) == (Failure.TIMEOUT, 100)
+        assert (await kit.get(f"http://good.example:{long.port}/")).body == b"x" * 200_001
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
