@@ -107,7 +107,7 @@ async def scrub(answer: IncomingResponse, values: Sequence[str]) -> IncomingResp
         body, said = body.replace(form, hidden), [value.replace(form, hidden) for value in said]
         await asyncio.sleep(0)
     headers = tuple((name, value.decode()) for (name, _), value in zip(answer.headers, said, strict=True))
-    return IncomingResponse(status=answer.status, headers=headers, body=body, size=answer.size)
+    return IncomingResponse(status=answer.status, headers=headers, body=body)
 
 
 def _is_bound(bindings: Sequence[SecretBinding], header: str, name: str) -> bool:

@@ -7,6 +7,7 @@ is on nobody's list, and more requests or bytes than one invocation may have. Th
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import time
@@ -112,13 +113,12 @@ class _Fetcher:
             body=body,
             seconds=min(self._limits.seconds, grant.deadline - time.monotonic()),
             response_bytes=self._limits.response_bytes - grant.used[RESPONSE_BYTES],
+            received=functools.partial(_count, grant),  # (5)
         )
         try:
             answer = await self._egress.fetch(request)
         except EgressError as error:
-            grant.used[RESPONSE_BYTES] += error.received  # (5)
             return self._failed(grant, target, error)
-        grant.used[RESPONSE_BYTES] += answer.size
         try:
             answer = await scrub(answer, filled.values)
         except UnreadableAnswerError as error:
@@ -170,6 +170,10 @@ class _Fetcher:
         fields = {"request_id": grant.request_id, "tenant_id": grant.tenant_id, "install_id": grant.install_id}
         # SECURITY: what a server sent may stand in it, and a bound host was sent a value (T33).
         _LOG.info("fetch failed: %s", grant.revealed.hide(detail), extra=fields)
+
+
+def _count(grant: InvocationGrant, received: int) -> None:
+    grant.used[RESPONSE_BYTES] += received
 
 
 def checked_method(method: str) -> str:

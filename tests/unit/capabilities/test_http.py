@@ -25,12 +25,14 @@ URL = "https://api.example.com/"
 class MemoryEgress:
     """Answers as it is told."""
 
-    def __init__(self, answer: IncomingResponse | EgressError | None = None) -> None:
-        self.answer = answer or IncomingResponse(status=200, headers=(("a", "b"),), body=b"hello", size=7)
+    def __init__(self, answer: IncomingResponse | EgressError | None = None, *, received: int = 7) -> None:
+        self.answer = answer or IncomingResponse(status=200, headers=(("a", "b"),), body=b"hello")
+        self.received = received
         self.sent: list[OutgoingRequest] = []
 
     async def fetch(self, request: OutgoingRequest) -> IncomingResponse:
         self.sent.append(request)
+        request.received(self.received)
         if isinstance(self.answer, EgressError):
             raise self.answer
         return self.answer
@@ -134,7 +136,7 @@ async def test_request_bytes__path_headers_and_body_count(size: int, error: str 
 
 
 async def test_response_bytes__are_what_is_left_and_count_when_there_is_no_answer() -> None:
-    egress = MemoryEgress(EgressError(Failure.TIMEOUT, received=60))
+    egress = MemoryEgress(EgressError(Failure.TIMEOUT), received=60)
     caller = Caller(egress, limits=FetchLimits(response_bytes=100))
     assert (await caller.fetch()).error == "transport"
     assert (await caller.fetch()).error == "transport"
