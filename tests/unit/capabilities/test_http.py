@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -111,6 +112,13 @@ async def test_request__that_could_be_two__is_never_sent(method: str, headers: l
     assert (await caller.fetch(method=method, headers=headers)).error == "invalid-url"
     assert not egress.sent
     assert caller.counted("invalid") == 1
+
+
+async def test_invalid_requests__write_no_line_each_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert (await Caller(MemoryEgress()).fetch("nonsense")).error == "invalid-url"
+        assert (await Caller(MemoryEgress()).fetch(method="TRACE")).error == "invalid-url"
+    assert not caplog.records
 
 
 async def test_requests__of_one_invocation__are_so_many() -> None:
