@@ -20,7 +20,7 @@ class ExtensionEvent(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("tenant_id", "install_id", "sequence"),
         ForeignKeyConstraint(
-            ["tenant_id", "install_id"], ["tenant_extension_install.tenant_id", "tenant_extension_install.id"], ondelete="CASCADE"
+            ["tenant_id", "install_id"], ["extension_event_usage.tenant_id", "extension_event_usage.install_id"], ondelete="CASCADE"
         ),
         Index("extension_event_waiting", "tenant_id", "install_id", "sequence", postgresql_where=text("dispatched_at is null")),
         Index("extension_event_age", "published_at"),

@@ -20,7 +20,9 @@ class ExtensionSchedule(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("tenant_id", "install_id", "name"),
         ForeignKeyConstraint(
-            ["tenant_id", "install_id"], ["tenant_extension_install.tenant_id", "tenant_extension_install.id"], ondelete="CASCADE"
+            ["tenant_id", "install_id"],
+            ["extension_schedule_changes.tenant_id", "extension_schedule_changes.install_id"],
+            ondelete="CASCADE",
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from sqlalchemy import text
@@ -13,7 +14,10 @@ _OVERDUE: Final = text(
     """
 select distinct o.tenant_id, o.install_id::text as install_id
   from (select r.tenant_id, r.install_id from ext_storage_record r
-         where r.ttl_expires_at <= now() order by r.ttl_expires_at limit :limit) o
+         where r.ttl_expires_at <= now()
+           and not exists (select from unnest(cast(:tenants as text[]), cast(:installs as uuid[])) b (tenant_id, install_id)
+                            where b.tenant_id = r.tenant_id and b.install_id = r.install_id)
+         order by r.ttl_expires_at limit :limit) o
 """
 )
 # An install that is being written to is left for the next time, and so is one that somebody else clears.
@@ -32,9 +36,10 @@ class StorageExpiryRepository:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    async def list_overdue(self, *, limit: int) -> tuple[tuple[TenantId, InstallId], ...]:
-        """Return the installs that the records belong to that expired first, `limit` records at most."""
-        rows = await self._session.execute(_OVERDUE, {"limit": limit})
+    async def list_overdue(self, *, limit: int, without: Collection[tuple[TenantId, InstallId]]) -> tuple[tuple[TenantId, InstallId], ...]:
+        """Return the installs that the records belong to that expired first, `limit` records at most, but for the installs `without`."""
+        left_out = {"tenants": [tenant_id for tenant_id, _ in without], "installs": [install_id for _, install_id in without]}
+        rows = await self._session.execute(_OVERDUE, {"limit": limit, **left_out})
         return tuple((TenantId(row["tenant_id"]), InstallId(row["install_id"])) for row in rows.mappings())
 
     async def clear(self, tenant_id: TenantId, install_id: InstallId, *, most: int) -> int:

@@ -6,6 +6,7 @@ from typing import Final
 
 from registry.database import Database
 from registry.domain.errors import Reason, RefusalError
+from registry.domain.ids import InstallId, TenantId
 from registry.repositories.event_retention import EventRetentionRepository
 from registry.repositories.storage_expiry import StorageExpiryRepository
 
@@ -40,19 +41,22 @@ class RetentionService:
     async def sweep_storage(self, *, batch: int = _BATCH_ROWS) -> int:
         """Delete what extensions stored and what has expired, and keep their sums; return how many records.
 
-        Several may sweep at once: each takes installs that nobody else is writing to or clearing.
+        Several may sweep at once: each leaves out installs that somebody else is writing to or clearing, and those wait for the next time.
 
         Raises:
             RefusalError: REGISTRY_UNAVAILABLE: what was deleted until then is.
         """
         deleted = 0
+        # SECURITY: an install that never stops writing must not be all that is ever looked at.
+        busy: set[tuple[TenantId, InstallId]] = set()
         while True:
             async with self._database.session(deadline_seconds=_BATCH_DEADLINE_SECONDS) as session:
-                overdue = await StorageExpiryRepository(session).list_overdue(limit=batch)
-            cleared = 0
+                overdue = await StorageExpiryRepository(session).list_overdue(limit=batch, without=busy)
+            if not overdue:
+                return deleted
             for tenant_id, install_id in overdue:
                 async with self._database.session(deadline_seconds=_BATCH_DEADLINE_SECONDS) as session:
-                    cleared += await StorageExpiryRepository(session).clear(tenant_id, install_id, most=batch)
-            deleted += cleared
-            if not cleared:
-                return deleted
+                    cleared = await StorageExpiryRepository(session).clear(tenant_id, install_id, most=batch)
+                if not cleared:
+                    busy.add((tenant_id, install_id))
+                deleted += cleared

