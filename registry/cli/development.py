@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
 from registry import migrations
@@ -65,12 +65,14 @@ class DevelopmentMachine:
         state: where everything lies; made if missing.
         say: told what happens, a line at a time.
         durable: False trades safety against a crash of the machine for speed. For tests.
+        settings: further settings of `runnerd`, by name of the variable.
     """
 
-    def __init__(self, state: MachineState, *, say: Say, durable: bool = True) -> None:
+    def __init__(self, state: MachineState, *, say: Say, durable: bool = True, settings: Mapping[str, str] = MappingProxyType({})) -> None:
         self._state = state
         self._say = say
         self._durable = durable
+        self._settings = settings
         self._running = _Running()
         self._addresses: Addresses | None = None
 
@@ -151,7 +153,7 @@ class DevelopmentMachine:
             UnavailableError: it did not start.
         """
         ports = _ports_of(self.addresses)
-        self._running.runnerd = self._spawn("runnerd", runnerd_environment(self._state, ports, HOST))
+        self._running.runnerd = self._spawn_runnerd(ports)
         self._wait_for_runnerd(ports)
 
     def wait_for_gateway(self) -> None:
@@ -212,7 +214,7 @@ class DevelopmentMachine:
         for attempt in range(_PORT_ATTEMPTS):
             ports = _choose_ports(usual=attempt == 0, reserved=self._running.reserved)
             # At the same time: starting is mostly importing, and there are two of them.
-            self._running.runnerd = runnerd = self._spawn("runnerd", runnerd_environment(self._state, ports, HOST))
+            self._running.runnerd = runnerd = self._spawn_runnerd(ports)
             self._running.gateway = gateway = self._spawn("ext-gateway", gateway_environment(self._state, ports, HOST))
             try:
                 self._wait_for_runnerd(ports)
@@ -254,6 +256,9 @@ class DevelopmentMachine:
 
     def _wait_for_gateway(self, ports: Ports) -> None:
         self._wait(self._running.gateway, "listening", f"http://{HOST}:{ports.gateway}/readyz")
+
+    def _spawn_runnerd(self, ports: Ports) -> ChildProcess:
+        return self._spawn("runnerd", {**runnerd_environment(self._state, ports, HOST), **self._settings})
 
     def _spawn(self, program: str, environment: Mapping[str, str], *arguments: str, log: str | None = None) -> ChildProcess:
         file = self._state.logs / f"{log or program}.log"

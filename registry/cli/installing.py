@@ -96,6 +96,30 @@ def set_enabled(  # noqa: PLR0913 - options
         result(changed, as_json=as_json, text=f"{visible(install_id)} {'enabled' if enabled else 'disabled'}")
 
 
+@installs.command("limits")
+def set_limits(  # noqa: PLR0913 - options
+    install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
+    *,
+    limit: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help="Such as storage_bytes=1000000; repeatable.")] = None,
+    default: Annotated[bool, typer.Option("--default", help="Leave all of them to the operator's defaults.")] = False,
+    tenant: TenantOption,
+    gateway: GatewayOption = None,
+    token_file: TokenFileOption = None,
+    state: StateOption = DEFAULT_STATE_FOLDER,
+    as_json: JsonOption = False,
+) -> None:
+    """Give an install other limits: all that it is given are named anew, the rest is the operator's default."""
+    with endings(as_json=as_json):
+        if bool(limit) == default:
+            message = "Give either --limit (as often as needed) or --default."
+            raise UsageError(message)
+        limits = {name: _number(value) for name, value in settings_of(limit or []).items()}
+        with connected(gateway, state, token_file, tenant=tenant, roles=_ROLES) as client:
+            changed = client.admin("PATCH", f"/installs/{path_segment(install_id)}", params={"tenant_id": tenant}, json={"limits": limits})
+        given = ", ".join(f"{name}={value}" for name, value in sorted(limits.items())) or "those of the operator"
+        result(changed, as_json=as_json, text=f"{visible(install_id)}: limits {visible(given)}")
+
+
 @installs.command("hosts")
 def set_hosts(  # noqa: PLR0913 - options
     install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
@@ -217,6 +241,7 @@ def install_or_update(client: GatewayClient, wanted: dict[str, Any], *, tenant: 
         hosts = (found.get("egress") or {}).get("hosts")
         # What the tenant took away does not come back with another version.
         kept |= {} if hosts is None else {"egress_hosts": hosts}
+        kept |= {"limits": found["limits"]} if found.get("limits") else {}
         return _reinstall(client, address, scope, kept | named)
     for name in ("granted", "config"):
         if name in named:
@@ -274,6 +299,13 @@ def _binding(text: str) -> dict[str, Any]:
         raise UsageError(message)
     secret, header, host, port = found.groups()
     return {"secret": secret, "header": header.lower(), "host": host.lower(), "port": int(port or 443)}
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdecimal():
+        message = "A limit is NAME=NUMBER."
+        raise UsageError(message)
+    return int(text)
 
 
 def _capability(name: str) -> str:

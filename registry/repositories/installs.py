@@ -165,6 +165,13 @@ update tenant_extension_install i
 returning i.id
 """
 ).bindparams(bindparam("granted", type_=JSONB))
+_SET_LIMITS: Final = text(
+    """
+update tenant_extension_install i set limits = :limits, updated_at = now()
+ where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) and i.status <> 'uninstalled'
+returning i.id
+"""
+).bindparams(bindparam("limits", type_=JSONB))
 _SET_EGRESS_HOSTS: Final = text(
     """
 update tenant_extension_install i set egress_hosts = :hosts, updated_at = now()
@@ -262,6 +269,10 @@ class InstallRepository:
         """Replace the grants, given for the manifest of the installed version. Tell whether there is such an install."""
         granted = sorted(set(granted))
         return await self._first(_SET_GRANTS, install_id=uuid_or_none(install_id), granted=granted, actor=actor) is not None
+
+    async def set_limits(self, install_id: str, limits: LimitWishes) -> bool:
+        """Replace the limits. Tell whether there is such an install."""
+        return await self._first(_SET_LIMITS, install_id=uuid_or_none(install_id), limits=_limits_document(limits)) is not None
 
     async def set_egress_hosts(self, install_id: str, hosts: Sequence[str] | None) -> bool:
         """Replace what is left of the declared hosts; None leaves all. Tell whether there is such an install."""

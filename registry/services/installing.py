@@ -192,6 +192,23 @@ class InstallService:
             await audit.record(actor=actor, action="install.configure", subject=install_id, detail={"keys": sorted(settings)})
             return _found(await installs.find(install_id))
 
+    async def set_limits(self, tenant_id: TenantId | str, install_id: str, *, limits: LimitWishes, actor: str) -> InstallView:
+        """Replace the limits given to an install; what is None is the operator's default. What it stored stays, and can only shrink.
+
+        Raises:
+            RefusalError: EXTENSION_NOT_INSTALLED, INVALID_REQUEST (above what the product allows), REGISTRY_UNAVAILABLE.
+        """
+        checked = _checked_limits(limits)
+        async with self._database.tenant_session(tenant_id) as session:
+            installs = InstallRepository(session, tenant_id)
+            before = _found(await installs.find(install_id))
+            await installs.set_limits(install_id, checked)
+            detail = {"before": _given(before.limits), "limits": _given(checked)}
+            await AuditRepository(session, TenantId(tenant_id)).record(
+                actor=actor, action="install.limit", subject=install_id, detail=detail
+            )
+            return _found(await installs.find(install_id))
+
     async def set_egress_hosts(
         self, tenant_id: TenantId | str, install_id: str, *, hosts: Collection[str] | None, actor: str
     ) -> InstallView:
@@ -363,6 +380,10 @@ def _checked_limits(limits: LimitWishes) -> LimitWishes:
         if value is not None and not 1 <= value <= ceiling[field.name]:
             raise RefusalError(Reason.INVALID_REQUEST, f"The limit {field.name} must be 1 to {ceiling[field.name]}.")
     return limits
+
+
+def _given(limits: LimitWishes) -> dict[str, int]:
+    return {name: value for name, value in asdict(limits).items() if value is not None}
 
 
 def _found(install: InstallView | None) -> InstallView:

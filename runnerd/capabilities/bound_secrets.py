@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from registry.domain.egress import SecretBinding
+from registry.domain.egress import SecretBinding, host_matches
 from runnerd.capabilities.grants import InvocationGrant
 from runnerd.capabilities.outgoing import IncomingResponse
 from runnerd.capabilities.redaction import HIDDEN, written_forms
@@ -69,8 +69,11 @@ async def fill(opener: SecretOpener | None, grant: InvocationGrant, target: Targ
     bindings = [
         binding
         for binding in grant.egress.secrets
-        # SECURITY: exactly this host and port, and never in the clear.
-        if target.scheme == "https" and (binding.host, binding.port) == (target.host, target.port)
+        # SECURITY: exactly this host and port, and never in the clear. What may be bound is checked where bindings are written, and here
+        # once more: `count` mode lets requests out to hosts that no manifest names, and whoever writes bindings cannot write manifests.
+        if target.scheme == "https"
+        and (binding.host, binding.port) == (target.host, target.port)
+        and any(host_matches(rule.host, target.host) and rule.admits("https", target.port) for rule in grant.egress.rules)
     ]
     wanted = {name: None for header, value in headers for name in _PLACEHOLDER.findall(value) if _is_bound(bindings, header, name)}
     values = {name: await _open(opener, grant, name) for name in wanted}
@@ -107,7 +110,7 @@ async def scrub(answer: IncomingResponse, values: Sequence[str]) -> IncomingResp
         body, said = body.replace(form, hidden), [value.replace(form, hidden) for value in said]
         await asyncio.sleep(0)
     headers = tuple((name, value.decode()) for (name, _), value in zip(answer.headers, said, strict=True))
-    return IncomingResponse(status=answer.status, headers=headers, body=body, size=answer.size)
+    return IncomingResponse(status=answer.status, headers=headers, body=body)
 
 
 def _is_bound(bindings: Sequence[SecretBinding], header: str, name: str) -> bool:

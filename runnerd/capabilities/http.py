@@ -7,6 +7,7 @@ is on nobody's list, and more requests or bytes than one invocation may have. Th
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import time
@@ -83,7 +84,7 @@ class _Fetcher:
             method = checked_method(method)
             sent = checked_headers(headers)
         except (UrlError, RefusedRequestError) as error:
-            return self._end("invalid", _INVALID, grant, str(error))
+            return self._invalid(grant, error)
         decision = decide(target, grant.egress, self._ceiling, datetime.now(UTC))  # (2)
         if not decision.allowed:
             self._metrics.egress_request(decision.result)
@@ -93,7 +94,7 @@ class _Fetcher:
             # SECURITY: a placeholder is short and may be written a thousand times; the values are bounded as what a guest writes itself.
             checked_headers(filled.headers)
         except RefusedRequestError as error:
-            return self._end("invalid", _INVALID, grant, str(error))
+            return self._invalid(grant, error)
         except UnusableSecretError as error:
             self._metrics.egress_request("secret")
             self._log(grant, f"a bound secret cannot be used: {error}")
@@ -112,13 +113,12 @@ class _Fetcher:
             body=body,
             seconds=min(self._limits.seconds, grant.deadline - time.monotonic()),
             response_bytes=self._limits.response_bytes - grant.used[RESPONSE_BYTES],
+            received=functools.partial(_count, grant),  # (5)
         )
         try:
             answer = await self._egress.fetch(request)
         except EgressError as error:
-            grant.used[RESPONSE_BYTES] += error.received  # (5)
             return self._failed(grant, target, error)
-        grant.used[RESPONSE_BYTES] += answer.size
         try:
             answer = await scrub(answer, filled.values)
         except UnreadableAnswerError as error:
@@ -161,15 +161,25 @@ class _Fetcher:
             case _:
                 return self._end(error.failure, _TRANSPORT, grant, str(error))
 
+    def _invalid(self, grant: InvocationGrant, error: ValueError) -> HostResult:
+        self._metrics.egress_request("invalid")
+        # A guest brings it about as often as it makes host calls.
+        self._log(grant, str(error), level=logging.DEBUG)
+        return failed(_INVALID)
+
     def _end(self, result: str, case: str, grant: InvocationGrant, detail: str) -> HostResult:
         self._metrics.egress_request(result)
         self._log(grant, detail)
         return failed(case)
 
-    def _log(self, grant: InvocationGrant, detail: str) -> None:
+    def _log(self, grant: InvocationGrant, detail: str, *, level: int = logging.INFO) -> None:
         fields = {"request_id": grant.request_id, "tenant_id": grant.tenant_id, "install_id": grant.install_id}
         # SECURITY: what a server sent may stand in it, and a bound host was sent a value (T33).
-        _LOG.info("fetch failed: %s", grant.revealed.hide(detail), extra=fields)
+        _LOG.log(level, "fetch failed: %s", grant.revealed.hide(detail), extra=fields)
+
+
+def _count(grant: InvocationGrant, received: int) -> None:
+    grant.used[RESPONSE_BYTES] += received
 
 
 def checked_method(method: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -32,14 +33,12 @@ class EgressError(Exception):
     Args:
         failure: why.
         detail: for the log; never for the guest.
-        received: bytes of the answer that had come.
     """
 
-    def __init__(self, failure: Failure, detail: str = "", *, received: int = 0) -> None:
+    def __init__(self, failure: Failure, detail: str = "") -> None:
         super().__init__(f"{failure}: {detail}" if detail else failure)
         self.failure = failure
         self.detail = detail
-        self.received = received
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +57,8 @@ class OutgoingRequest:
     """For everything: resolving, connecting, sending and receiving."""
     response_bytes: int
     """The most that headers and body of the answer may have."""
+    received: Callable[[int], None] = field(compare=False)
+    """Told how many of these bytes have come, each time: they are counted whatever becomes of the request, its cancelling included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +68,6 @@ class IncomingResponse:
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes
-    size: int
-    """Bytes that count: of headers and body."""
 
 
 class Egress(Protocol):

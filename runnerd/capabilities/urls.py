@@ -76,7 +76,9 @@ def parse_url(text: str) -> Target:
     if scheme not in DEFAULT_PORT:
         raise UrlError("the scheme is neither https nor http")  # noqa: EM101, TRY003
     host, port = _authority(authority)
-    path = quote(rest, safe=_PATH_CHARACTERS)
+    before, _, query = rest.partition("?")
+    # A query of nothing is none: not every reader keeps the mark.
+    path = quote(rest if query else before, safe=_PATH_CHARACTERS)
     return Target(
         scheme=scheme,
         host=host,
@@ -105,7 +107,8 @@ def _address6(text: str) -> str:
 
 def _name(text: str) -> str:
     host = text.lower()
-    if not host.isascii():
+    # SECURITY: of the text as written; the KELVIN SIGN, for one, becomes a plain "k" in lower case.
+    if not text.isascii():
         if _OTHER_DOTS.search(text):
             raise UrlError("the host holds another dot than the plain one")  # noqa: EM101, TRY003
         try:

@@ -179,7 +179,7 @@ class EgressClient:
                     await self._send(child, call)
                     return await call.answer
             except TimeoutError as error:
-                raise EgressError(Failure.TIMEOUT, "the egress process says nothing", received=call.size) from error
+                raise EgressError(Failure.TIMEOUT, "the egress process says nothing") from error
             finally:
                 self._close(child, call)
 
@@ -202,7 +202,7 @@ class EgressClient:
         """
         tenant, most = call.request.tenant_id, self._settings.buffered_bytes
         if self._held.total() + size > most or self._held[tenant] + size > most // 4:
-            raise EgressError(Failure.UNAVAILABLE, "too many bytes under way", received=call.size)
+            raise EgressError(Failure.UNAVAILABLE, "too many bytes under way")
         self._held[tenant] += size
         call.held += size
 
@@ -294,7 +294,7 @@ class EgressClient:
         if not child.channel.closed:
             child.gone()
         for call in list(child.calls.values()):
-            self._fail(child, call, EgressError(Failure.UNAVAILABLE, "the egress process ended", received=call.size))
+            self._fail(child, call, EgressError(Failure.UNAVAILABLE, "the egress process ended"))
 
     def _take(self, child: _EgressChild, frame: Frame) -> None:
         if frame.call == NO_CALL:
@@ -341,6 +341,7 @@ class EgressClient:
         if call.size > call.request.response_bytes:
             message = "an answer longer than was asked for"
             raise FrameError(message)
+        call.request.received(size)
         try:
             self._hold(call, size)
         except EgressError as error:
@@ -352,7 +353,7 @@ class EgressClient:
         failure = document.get("failure")
         if failure is not None:
             named = Failure(failure) if isinstance(failure, str) and failure in set(Failure) else Failure.INTERNAL
-            self._fail(child, call, EgressError(named, str(document.get("detail"))[:400], received=call.size))
+            self._fail(child, call, EgressError(named, str(document.get("detail"))[:400]))
             return
         if call.head is None:
             message = "an end without an answer"
@@ -360,7 +361,7 @@ class EgressClient:
         del child.calls[call.number]
         status, headers = call.head
         if not call.answer.done():
-            call.answer.set_result(IncomingResponse(status=status, headers=headers, body=bytes(call.body), size=call.size))
+            call.answer.set_result(IncomingResponse(status=status, headers=headers, body=bytes(call.body)))
 
     def _fail(self, child: _EgressChild, call: _Call, error: EgressError) -> None:
         child.calls.pop(call.number, None)

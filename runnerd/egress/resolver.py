@@ -41,7 +41,10 @@ MAX_ADDRESSES: Final = 32
 MAX_NAME_SERVERS: Final = 8
 _PAYLOAD_BYTES: Final = 1_232
 """EDNS: what passes without fragments (DNS flag day 2020)."""
-_MAX_UDP_BYTES: Final = 4_096
+_MAX_BYTES: Final = 8_192
+"""Of an answer; one with `MAX_ADDRESSES` has a few hundred."""
+_MAX_RECORDS: Final = 128
+"""In all sections. Each costs everybody's event loop a fifth of a millisecond where its name is long, and 64 KiB hold thousands."""
 _KINDS = (dns.rdatatype.A, dns.rdatatype.AAAA)
 
 
@@ -185,6 +188,21 @@ async def _exchange(server: NameServer, query: dns.message.Message) -> dns.messa
     return await _over_tcp(server, query) if answer.flags & dns.flags.TC else answer
 
 
+def _parse(data: bytes) -> dns.message.Message:
+    """Parse an answer that is not too long to be one.
+
+    Raises:
+        ResolutionError: it is too long.
+        DNSException: it is none.
+    """
+    # SECURITY: before a record is read: whoever owns a name chooses how many there are.
+    records = sum(int.from_bytes(data[at : at + 2], "big") for at in (6, 8, 10))
+    if len(data) > _MAX_BYTES or records > _MAX_RECORDS:
+        message = f"an answer of {len(data)} bytes and {records} records"
+        raise ResolutionError(message)
+    return dns.message.from_wire(data, ignore_trailing=False, raise_on_truncation=False)
+
+
 class _Answers(asyncio.DatagramProtocol):
     """Waits for the one datagram that answers the question; anything else is as if it had not come."""
 
@@ -194,10 +212,10 @@ class _Answers(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: object) -> None:
         del addr
-        if self.answer.done() or len(data) > _MAX_UDP_BYTES:
+        if self.answer.done():
             return
-        with contextlib.suppress(dns.exception.DNSException, ValueError):
-            message = dns.message.from_wire(data, ignore_trailing=False, raise_on_truncation=False)
+        with contextlib.suppress(dns.exception.DNSException, ResolutionError, ValueError):
+            message = _parse(data)
             # SECURITY: id, question and class; the socket is connected, so it came from whom we asked.
             if self._query.is_response(message):
                 self.answer.set_result(message)
@@ -220,12 +238,12 @@ async def _over_udp(server: NameServer, query: dns.message.Message) -> dns.messa
 
 
 async def _over_tcp(server: NameServer, query: dns.message.Message) -> dns.message.Message:
-    reader, writer = await asyncio.open_connection(server.address, server.port, limit=_MAX_UDP_BYTES)
+    reader, writer = await asyncio.open_connection(server.address, server.port, limit=_MAX_BYTES)
     try:
         wire = query.to_wire()
         writer.write(len(wire).to_bytes(2, "big") + wire)
         length = int.from_bytes(await reader.readexactly(2), "big")
-        message = dns.message.from_wire(await reader.readexactly(length))
+        message = _parse(await reader.readexactly(length))
     except asyncio.IncompleteReadError as error:
         problem = "a name server ended its answer too early"
         raise ResolutionError(problem) from error

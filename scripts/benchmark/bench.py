@@ -5,19 +5,24 @@ Extensions are built, published and installed when a section first asks for them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from registry.cli.credentials import mint_service_token, mint_user_token
 from registry.cli.development import DevelopmentMachine
 from registry.cli.gateway_client import GatewayClient
-from registry.cli.installing import install_or_update
+from registry.cli.installing import find_install, install_or_update
+from registry.domain.capabilities import KNOWN
 from scripts.demonstration.report import Report
 from scripts.demonstration.samples import Sample, build_sample, javascript_is_available
 from scripts.demonstration.steps import ACME, Demonstration, build_samples
+from tests.fakes.probe_guests import JAVASCRIPT as PROBE_GUEST
+from tests.fakes.probe_guests import write_project
+from tests.fakes.probe_servers import WEB_NAME, WEB_PORTS
 
 GUESTS: Final = Path(__file__).parent / "guests"
 NOTES_TENANT: Final = ACME
@@ -40,11 +45,13 @@ class Bench:
         machine: started.
         work: folder of this run; removed after it.
         quick: fewer rounds; all sections together stay under a minute.
+        web: address of a web server that the probe guest may reach.
     """
 
     machine: DevelopmentMachine
     work: Path
     quick: bool
+    web: str
     report: Report = field(default_factory=Report)
 
     @cached_property
@@ -68,9 +75,17 @@ class Bench:
 
     @cached_property
     def probe(self) -> Sample:
-        """The JavaScript guest that echoes bodies and makes host calls, installed for `PROBE_TENANT` with all it asks for."""
-        sample = self.publish(GUESTS / "probe")
-        self.install(sample, PROBE_TENANT, granted=["cap:storage.kv"], config={"greeting": "hello"})
+        """The JavaScript guest of the tests that echoes bodies and makes any host call, installed for `PROBE_TENANT` with everything."""
+        capabilities = sorted(KNOWN)
+        manifest = {
+            "capabilities": capabilities,
+            "api": {"endpoints": [{"method": "POST", "path": "/probe", "handler": "probe", "schedulable": True}]},
+            "egress": [{"host": WEB_NAME, "ports": WEB_PORTS, "schemes": ["http"]}],
+        }
+        project = self.work / "projects" / "probe"
+        write_project(PROBE_GUEST, manifest, project)
+        sample = self.publish(project)
+        self.install(sample, PROBE_TENANT, granted=capabilities, config={"greeting": "hello"}, secrets={"api_key": "k"})
         return sample
 
     def publish(self, project: Path, *, manifest: bytes | None = None) -> Sample:
@@ -83,12 +98,24 @@ class Bench:
         demonstration.publish()
         return demonstration.samples[0]
 
-    def install(self, sample: Sample, tenant: str, *, granted: Sequence[str] = (), config: dict[str, str] | None = None) -> None:
+    def install(
+        self,
+        sample: Sample,
+        tenant: str,
+        *,
+        granted: Sequence[str] = (),
+        config: dict[str, str] | None = None,
+        secrets: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Install a published extension for a tenant."""
         token = mint_user_token(self.machine.state, tenant=tenant, roles=["ext:manage"], subject="benchmark")
         with GatewayClient(self.machine.addresses.gateway, token) as client:
             wanted = {"extension": sample.name, "version": sample.version, "granted": list(granted), "config": config}
             install_or_update(client, wanted, tenant=tenant, update=True)
+            for name, value in secrets.items():
+                install = find_install(client, sample.name, tenant=tenant)
+                address = f"/installs/{install['install_id']}/secrets/{name}"
+                client.admin("PUT", address, params={"tenant_id": tenant}, json={"value": value})
 
     def token(self, *tenants: str, scope: str = "execute") -> str:
         """Mint a service token for some tenants."""

@@ -19,13 +19,13 @@ from wasmtime import component
 
 from runnerd.capabilities.catalog import HostFunction
 from runnerd.engine.calls import Call, GuestContext, GuestRequest, HostPort
-from runnerd.engine.compilation import compile_component
 from runnerd.engine.engine import Ticker, build_engine
 from runnerd.engine.invocation import LoadedComponent, prepare_process, run_call
 from runnerd.engine.journal import Journal
 from runnerd.engine.limits import InvocationLimits
 from runnerd.engine.outcomes import Completed
 from runnerd.engine.profile import DEFAULT_PROFILE, PoolSizes
+from tests.fakes.guests import compiled_of
 
 _MIB = 1024 * 1024
 _WARM_SECONDS = 0.5
@@ -52,15 +52,14 @@ class NoHost:
 
 
 def main(component_file: Path, seconds: float, processes: int | None = None) -> dict[str, float]:
-    """Compile the component, run the loops at the same time and return calls a second and CPU microseconds of a call."""
-    wasm = component_file.read_bytes()
+    """Run the loops at the same time and return calls a second and CPU microseconds of a call. What was compiled once is in .cache."""
     cpus = sorted(os.sched_getaffinity(0))[:processes]
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="extrunner-ceiling-") as folder:
         artifact = Path(folder) / "component.cwasm"
         # In a process of its own: an engine that has compiled keeps its threads.
         with spawn.Pool(1) as pool:
-            memories, bridged = pool.apply(_compile, (wasm, artifact))
+            memories, bridged = pool.apply(_compile, (component_file, artifact))
         barrier = spawn.Barrier(len(cpus))
         with spawn.Pool(len(cpus), initializer=_share, initargs=(barrier,)) as pool:
             loops = [pool.apply_async(_loop, (artifact, (memories, bridged), cpu, seconds)) for cpu in cpus]
@@ -72,9 +71,9 @@ def main(component_file: Path, seconds: float, processes: int | None = None) -> 
     }
 
 
-def _compile(wasm: bytes, artifact: Path) -> tuple[int, bool]:
+def _compile(component_file: Path, artifact: Path) -> tuple[int, bool]:
     """Write the artifact; return what else must be known to load it."""
-    compiled = compile_component(wasm, DEFAULT_PROFILE)
+    compiled = compiled_of(component_file)
     artifact.write_bytes(compiled.artifact)
     return compiled.memories, compiled.bridged
 

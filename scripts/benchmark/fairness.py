@@ -63,12 +63,17 @@ _NEIGHBOURS: Final = {
 }
 
 
+_QUICK: Final = ("short_calls", "spinning_calls")
+"""Neighbours of a quick run: those that take the processors."""
+
+
 def measure(bench: Bench) -> Figures:
     """Return `victim_p99_ratio`, the worst case, and the figures of each case."""
     if not h2load_is_available():
         bench.miss("fairness: h2load is not installed")
         return {}
-    samples = {guest.name: _published(bench, guest) for guest in _NEIGHBOURS.values()}
+    neighbours = {case: guest for case, guest in _NEIGHBOURS.items() if case in _QUICK or not bench.quick}
+    samples = {guest.name: _published(bench, guest) for guest in neighbours.values()}
     for tenant in (_VICTIM, _NEIGHBOUR):
         for sample in samples.values():
             bench.install(sample, tenant)
@@ -77,7 +82,7 @@ def measure(bench: Bench) -> Figures:
     capacity = load_execute(bench, victim, (_VICTIM, _NEIGHBOUR), Shape(connections=8, seconds=seconds)).per_second
     rate = capacity * _PART
     cases: dict[str, dict[str, float]] = {}
-    for case, guest in _NEIGHBOURS.items():
+    for case, guest in neighbours.items():
         pace: tuple[str, ...] = ("-c", "16", "-m", str(_MOST_WAITING // 16))
         if guest is _SHORT:
             pace += (f"--rps={rate * _TIMES / 16:.3f}",)

@@ -290,6 +290,7 @@ def make_request(url: str, **changes: Any) -> OutgoingRequest:
         "body": None,
         "seconds": 20.0,
         "response_bytes": 1024 * 1024,
+        "received": lambda size: None,
     }
     return OutgoingRequest(**facts | changes)
 

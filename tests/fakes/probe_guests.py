@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,9 +46,9 @@ class ProbeGuest:
         return self.additions or not function.interface.startswith("extrunner:host/")
 
 
-GUESTS: Final = tuple(
-    ProbeGuest(language=language, additions=additions) for additions in (True, False) for language in (Language.JAVASCRIPT, Language.PYTHON)
-)
+JAVASCRIPT: Final = ProbeGuest(language=Language.JAVASCRIPT, additions=True)
+PYTHON: Final = ProbeGuest(language=Language.PYTHON, additions=True)
+GUESTS: Final = (JAVASCRIPT, PYTHON, replace(JAVASCRIPT, additions=False), replace(PYTHON, additions=False))
 
 
 def build_probe(guest: ProbeGuest, manifest: Mapping[str, Any], work: Path) -> tuple[bytes, Path]:

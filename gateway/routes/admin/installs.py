@@ -74,7 +74,7 @@ def build_router(installs: InstallService, warmer: Warmer) -> APIRouter:
 
     @router.patch("/{install_id}", responses=documented(*_ALWAYS, Reason.EXTENSION_NOT_INSTALLED))
     async def change_install(caller: CallerOf, install_id: str, change: InstallChange, tenant_id: TenantParameter = None) -> InstallDetail:
-        """Enable or disable an install, replace its grants, settings or hosts; one at a time. Role ext:manage.
+        """Enable or disable an install, replace its grants, settings, limits or hosts; one at a time. Role ext:manage.
 
         That its list of hosts is counted rather than enforced for some days is the operator's to say: role ext:operate.
         """
@@ -97,6 +97,9 @@ async def _change(installs: InstallService, caller: Caller, tenant: TenantId, in
         return await installs.set_grants(tenant, install_id, granted=change.granted, actor=caller.actor)
     if change.config is not None:
         return await installs.set_config(tenant, install_id, config=change.config, actor=caller.actor)
+    if change.limits is not None:
+        limits = LimitWishes(**change.limits.model_dump())
+        return await installs.set_limits(tenant, install_id, limits=limits, actor=caller.actor)
     if change.egress is not None:
         return await installs.set_egress_hosts(tenant, install_id, hosts=change.egress.hosts, actor=caller.actor)
     if change.egress_secrets is not None:
@@ -107,4 +110,4 @@ async def _change(installs: InstallService, caller: Caller, tenant: TenantId, in
         caller.require(OPERATE)
         days = timedelta(days=change.egress_count_days)
         return await installs.set_egress_count(tenant, install_id, duration=days, actor=caller.actor)
-    raise RefusalError(Reason.INVALID_REQUEST, "Give exactly one of enabled, granted, config, egress, egress_secrets, egress_count_days.")
+    raise RefusalError(Reason.INVALID_REQUEST, "Give exactly one of the fields.")

@@ -201,6 +201,8 @@ class InstallChange(_Request):
     enabled: bool | None = None
     granted: Capabilities | None = None
     config: Annotated[dict[str, str], Field(max_length=100)] | None = None
+    limits: LimitsModel | None = None
+    """All of them anew; what is absent is the operator's default."""
     egress: EgressChange | None = None
     egress_count_days: Annotated[int, Field(ge=0, le=14)] | None = None
     """For so many days from now the list of hosts is counted and not enforced; 0 ends that. Operators only."""

@@ -9,6 +9,7 @@ import dns.flags
 import dns.message
 import dns.rcode
 import dns.rdatatype
+import dns.rrset
 import pytest
 
 from tests.fakes.egress_kit import LOOPBACK, EgressKit, Reply, egress, ok, raw_server, refuses, says, silent, until
@@ -42,6 +43,13 @@ def many(query: dns.message.Message) -> dns.message.Message:
     return says(*(f"127.0.1.{number}" for number in range(1, 60)))(query)
 
 
+def heavy(query: dns.message.Message) -> dns.message.Message:
+    """As many records of one address as a message holds."""
+    answer = dns.message.make_response(query)
+    answer.answer.extend(dns.rrset.from_text(query.question[0].name, 0, "IN", "A", "127.0.0.1") for _ in range(2_000))
+    return answer
+
+
 def looping(query: dns.message.Message) -> dns.message.Message:
     return says(*["cname:a.example", "cname:b.example"] * 20)(query)
 
@@ -56,6 +64,7 @@ ATTACKS: dict[str, tuple[Reply, str]] = {
     "a question": (forged("no response"), "dns"),
     "too many": (many, "dns"),
     "a loop": (looping, "dns"),
+    "thousands of records": (truncated, "dns"),
     "one bad among good ones": (says("127.0.0.1", "10.0.0.1"), "address"),
     "a bad one of the other kind": (says("127.0.0.1", "fd00:ec2::254"), "address"),
     "an alias of a bad one": (says("cname:inner.example", "169.254.169.254"), "address"),
@@ -66,7 +75,8 @@ ATTACKS: dict[str, tuple[Reply, str]] = {
 async def test_answers__each_leads_to_its_end_and_nowhere_else() -> None:
     async with raw_server(ok()) as server:
         zone = {f"n{index}.example": reply for index, (reply, _) in enumerate(ATTACKS.values())}
-        async with egress(zone, allowed_ranges=LOOPBACK) as kit:
+        over_tcp = {f"tcp:n{list(ATTACKS).index('thousands of records')}.example": heavy}
+        async with egress(zone | over_tcp, allowed_ranges=LOOPBACK) as kit:
             ends = await asyncio.gather(
                 # Tenants of their own: each has few look-ups at once.
                 *(kit.failure(f"http://{name}:{server.port}/", tenant_id=name, install_id=name) for name in zone)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from runnerd.capabilities.outgoing import EgressError, Failure
 from runnerd.egress.pools import MAX_HEADERS
-from tests.fakes.egress_kit import LOOPBACK, Authority, EgressKit, Handler, egress, ok, raw_server, read_request, says
+from tests.fakes.egress_kit import LOOPBACK, Authority, EgressKit, Handler, egress, ok, raw_server, read_request, says, until
 
 MIB = 1024 * 1024
 ZONE = {name: says("127.0.0.1") for name in ("good.example", "other.example", "old.example", "stranger.example")}
@@ -112,7 +111,9 @@ async def test_answers__without_end_or_form__end_the_request_and_nothing_else(ki
 async def test_body__at_the_limit_and_one_beyond(kit: EgressKit) -> None:
     async with raw_server(ok(b"x" * 1_000)) as server:
         url = f"http://good.example:{server.port}/"
-        size = (await kit.get(url)).size
+        counted: list[int] = []
+        await kit.get(url, received=counted.append)
+        size = sum(counted)
         assert (await kit.get(url, response_bytes=size)).body == b"x" * 1_000
         assert await kit.failure(url, response_bytes=size - 1) == "response_size"
 
@@ -128,11 +129,26 @@ async def test_body__in_single_bytes_and_cut__is_whole_as_far_as_it_came(kit: Eg
         await reader.read()
 
     async with raw_server(drip) as cut, raw_server(ok(b"x" * 200_001)) as long:
-        with pytest.raises(EgressError) as caught:
-            await kit.get(f"http://good.example:{cut.port}/", seconds=2.0)
+        counted: list[int] = []
         # What had come by then is counted, whatever became of the request.
-        assert (caught.value.failure, caught.value.received) == (Failure.TIMEOUT, 100)
+        assert await kit.failure(f"http://good.example:{cut.port}/", seconds=2.0, received=counted.append) == "timeout"
+        assert sum(counted) == 100
         assert (await kit.get(f"http://good.example:{long.port}/")).body == b"x" * 200_001
+
+
+async def test_body__whose_request_is_cancelled__is_counted_as_far_as_it_came(kit: EgressKit) -> None:
+    async def stuck(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 999999\r\n\r\n" + b"x" * 65_536)
+        await reader.read()
+
+    counted: list[int] = []
+    async with raw_server(stuck) as server:
+        asking = asyncio.ensure_future(kit.get(f"http://good.example:{server.port}/", received=counted.append))
+        await until(lambda: sum(counted) == len("content-length999999") + 65_536)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -79,7 +79,8 @@ ODD = (
     "http://allowed.example:080/", "http://allowed.example:-1/", "http://allowed.example:80:80/", "http://allowed.example:\uff18\uff10/",
     # Names in other spellings.
     "http://allowed.example./", "http://allowed..example/", "http://.allowed.example/", "http://*.example/", "http://allow%65d.example/",
-    "http://allowed\uff0eexample/", "http://all\u200bowed.example/", "http://-allowed.example/", "http://a_b.example/", "http:///path",
+    "http://allowed\uff0eexample/", "http://all\u200bowed.example/", "http://\u212aey.example/",
+    "http://-allowed.example/", "http://a_b.example/", "http:///path",
     "http://" + "a" * 64 + ".example/", "http://" + "a." * 130 + "example/",
     # Other readings of the whole.
     "http:\\\\allowed.example\\", "http://allowed.example\\@127.0.0.1/", "http://allowed.example\t/", "http://allowed.example\r\nhost: x/",

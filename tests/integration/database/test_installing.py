@@ -14,6 +14,7 @@ from registry.migrations.roles import OWNER, libpq_conninfo
 from registry.repositories.versions import VersionRepository
 from registry.services.installing import InstallService
 from registry.services.publishers import PublisherService
+from registry.services.resolution import Resolver
 from registry.services.revocations import RevocationService
 from tests.fakes.registry_rows import OTHER_TENANT, SIGNER, TENANT, UNKNOWN_ID, ensure_publisher, install, new_version, publish
 
@@ -333,3 +334,21 @@ async def test_revocation__once__is_audited_and_listed(admin_database: Database,
 )
 async def test_revocation__malformed__is_refused(admin_database: Database, content_hash: str, reason: str) -> None:
     await _refused(RevocationService(admin_database).deny(content_hash, reason, "op"), Reason.INVALID_REQUEST)
+
+
+async def test_set_limits__are_what_the_next_call_resolves_to__and_audited(
+    admin_database: Database, runner_database: Database, database_urls: Mapping[str, str]
+) -> None:
+    await publish(admin_database)
+    view = await install(admin_database)
+    service, limits = InstallService(admin_database), LimitWishes(storage_bytes=1_000, storage_namespaces=128)
+    assert (await service.set_limits(TENANT, view.install_id, limits=limits, actor="bob")).limits == limits
+    assert (await Resolver(runner_database, ttl_seconds=0).resolve(TENANT, "com.acme.notes")).limits == limits
+    assert _audit(database_urls)[-1] == (TENANT, "install.limit", "bob")
+    with pytest.raises(RefusalError) as caught:
+        await service.set_limits(OTHER_TENANT, view.install_id, limits=LimitWishes(), actor="eve")
+    assert caught.value.reason is Reason.EXTENSION_NOT_INSTALLED
+    with pytest.raises(RefusalError) as caught:
+        await service.set_limits(TENANT, view.install_id, limits=LimitWishes(storage_bytes=OPERATOR_CEILING.storage_bytes + 1), actor="bob")
+    assert caught.value.reason is Reason.INVALID_REQUEST
+    assert (await service.get(TENANT, view.install_id)).limits == limits

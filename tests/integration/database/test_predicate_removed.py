@@ -247,6 +247,7 @@ CASES = [
     _installs("set_grants", lambda repository, victim: repository.set_grants(victim.install.install_id, ["http.fetch"], actor="evil")),
     _installs("set_egress_hosts", lambda repository, victim: repository.set_egress_hosts(victim.install.install_id, ["evil.example"])),
     _installs("set_egress_secrets", lambda repository, victim: repository.set_egress_secrets(victim.install.install_id, [BINDING])),
+    _installs("set_limits", lambda repository, victim: repository.set_limits(victim.install.install_id, LimitWishes(storage_bytes=1))),
     _installs("set_egress_count", lambda repository, victim: repository.set_egress_count(victim.install.install_id, 86_400)),
     _installs("uninstall", lambda repository, victim: repository.uninstall(victim.install.install_id, purge=False)),
     _installs("uninstall", lambda repository, victim: repository.uninstall(victim.install.install_id, purge=True)),

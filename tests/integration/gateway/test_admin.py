@@ -299,6 +299,22 @@ class TestInstalling:
             assert reason(await admin.ask("PATCH", path, "ext:manage", json=body)) == (400, "INVALID_REQUEST")
         assert reason(await admin.ask("PATCH", path, "ext:manage", json={"granted": ["http.fetch"]})) == (400, "INVALID_REQUEST")
 
+    async def test_limits__are_replaced_as_a_whole_and_bounded(self, admin: AdminKit) -> None:
+        await published(admin)
+        path = f"/installs/{(await installed(admin))['install_id']}"
+        for limits in ({"storage_bytes": 1_000, "wall_time_ms": 100}, {"storage_keys": 20_480}, {}):
+            changed = (await admin.ask("PATCH", path, "ext:manage", json={"limits": limits})).json()["limits"]
+            assert {name: value for name, value in changed.items() if value is not None} == limits
+        for wrong in (
+            {"storage_bytes": 0},
+            {"storage_keys": 20_481},
+            {"storage_value_bytes": 65_537},
+            {"bytes": 1},
+            {"storage_bytes": "1"},
+        ):
+            assert reason(await admin.ask("PATCH", path, "ext:manage", json={"limits": wrong})) == (400, "INVALID_REQUEST"), wrong
+        assert reason(await admin.ask("PATCH", path, "ext:read", json={"limits": {}})) == (403, "PERMISSION_MISSING")
+
     async def test_hosts__tenant_narrows_operator_counts(self, admin: AdminKit) -> None:
         await published(admin)
         path = f"/installs/{(await installed(admin))['install_id']}"

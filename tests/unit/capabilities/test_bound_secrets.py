@@ -9,6 +9,7 @@ import logging
 import time
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -63,7 +64,7 @@ class Echo:
 
     async def fetch(self, request: OutgoingRequest) -> IncomingResponse:
         self.sent.append(request)
-        return self.make(request) if self.make is not None else IncomingResponse(status=200, headers=(), body=b"", size=0)
+        return self.make(request) if self.make is not None else IncomingResponse(status=200, headers=(), body=b"")
 
 
 async def fetch(
@@ -103,6 +104,16 @@ async def test_placeholder__anywhere_else__is_sent_as_it_was_written(url: str, r
     assert (await fetch(server, safe, url, **request_)).error is None
     assert not safe.opened
     assert VALUE not in repr(server.sent)
+
+
+async def test_placeholder__for_a_bound_host_that_no_manifest_declares__stays_in_count_mode_too() -> None:
+    """Whoever took over the gateway writes bindings, and dates for `count` mode; manifests are signed."""
+    binding = SecretBinding(secret="api_key", header="authorization", host="evil.example")
+    egress = InstallEgress(rules=RULES, count_until=datetime.now(UTC) + timedelta(days=1), secrets=(binding,))
+    server, safe = Echo(), Safe()
+    assert (await fetch(server, safe, "https://evil.example/", egress=egress, headers=[("authorization", P)])).error is None
+    assert dict(server.sent[0].headers)["authorization"] == P
+    assert not safe.opened
 
 
 async def test_placeholder__of_another_header_beside_the_bound_one__stays() -> None:
@@ -166,7 +177,7 @@ async def test_answer__that_repeats_the_value__is_searched_for_it(form: str) -> 
 
     def make(request: OutgoingRequest) -> IncomingResponse:
         body = b"before " + said + b" after"
-        return IncomingResponse(status=200, headers=(("x-echo", said.decode()),), body=body, size=len(body))
+        return IncomingResponse(status=200, headers=(("x-echo", said.decode()),), body=body)
 
     result = await fetch(Echo(make), Safe(), headers=[("authorization", BEARER.replace(VALUE, P))])
     assert isinstance(result.value, dict)
@@ -180,7 +191,7 @@ async def test_answer__that_repeats_the_value__is_searched_for_it(form: str) -> 
 
 async def test_answer__compressed_unasked__is_not_passed_on() -> None:
     def make(request: OutgoingRequest) -> IncomingResponse:
-        return IncomingResponse(status=200, headers=(("content-encoding", "gzip"),), body=gzip.compress(VALUE.encode()), size=1)
+        return IncomingResponse(status=200, headers=(("content-encoding", "gzip"),), body=gzip.compress(VALUE.encode()))
 
     assert (await fetch(Echo(make), Safe(), headers=[("authorization", P)])).error == "transport"
     # Without a secret in the request it is the guest's own affair.
@@ -189,11 +200,11 @@ async def test_answer__compressed_unasked__is_not_passed_on() -> None:
 
 @given(st.binary(max_size=40), st.binary(max_size=40), st.text('abcXYZ019-_/+="<&', min_size=8, max_size=40))
 async def test_scrub__leaves_no_value_and_everything_else(before: bytes, after: bytes, value: str) -> None:
-    answer = IncomingResponse(status=200, headers=(), body=before + value.encode() + after, size=0)
+    answer = IncomingResponse(status=200, headers=(), body=before + value.encode() + after)
     body = (await scrub(answer, [value])).body
     assert HIDDEN in body
     assert value.encode() not in body.replace(HIDDEN, b"\0")
-    untouched = IncomingResponse(status=200, headers=(), body=before, size=0)
+    untouched = IncomingResponse(status=200, headers=(), body=before)
     assert (await scrub(untouched, ["a value that is not there"])).body == before
 
 
@@ -201,7 +212,7 @@ async def test_scrub__body_and_value_made_for_each_other__cost_no_more_than_othe
     # All but the last letter of the value is there at every place: a search that begins anew at each would compare 30 thousand million.
     value = "a" * (MOST_CHARACTERS - 1) + "b"
     body = b"a" * (8 * MIB)
-    answer = IncomingResponse(status=200, headers=(("x-echo", "a" * 30_000),), body=body, size=len(body))
+    answer = IncomingResponse(status=200, headers=(("x-echo", "a" * 30_000),), body=body)
     began = time.thread_time()
     assert (await scrub(answer, [value])).body == body
     # A guard: it takes a second at most where that search would take a minute.

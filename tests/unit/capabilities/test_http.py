@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -25,12 +26,14 @@ URL = "https://api.example.com/"
 class MemoryEgress:
     """Answers as it is told."""
 
-    def __init__(self, answer: IncomingResponse | EgressError | None = None) -> None:
-        self.answer = answer or IncomingResponse(status=200, headers=(("a", "b"),), body=b"hello", size=7)
+    def __init__(self, answer: IncomingResponse | EgressError | None = None, *, received: int = 7) -> None:
+        self.answer = answer or IncomingResponse(status=200, headers=(("a", "b"),), body=b"hello")
+        self.received = received
         self.sent: list[OutgoingRequest] = []
 
     async def fetch(self, request: OutgoingRequest) -> IncomingResponse:
         self.sent.append(request)
+        request.received(self.received)
         if isinstance(self.answer, EgressError):
             raise self.answer
         return self.answer
@@ -111,6 +114,13 @@ async def test_request__that_could_be_two__is_never_sent(method: str, headers: l
     assert caller.counted("invalid") == 1
 
 
+async def test_invalid_requests__write_no_line_each_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert (await Caller(MemoryEgress()).fetch("nonsense")).error == "invalid-url"
+        assert (await Caller(MemoryEgress()).fetch(method="TRACE")).error == "invalid-url"
+    assert not caplog.records
+
+
 async def test_requests__of_one_invocation__are_so_many() -> None:
     egress = MemoryEgress()
     caller = Caller(egress, limits=FetchLimits(requests=2))
@@ -134,7 +144,7 @@ async def test_request_bytes__path_headers_and_body_count(size: int, error: str 
 
 
 async def test_response_bytes__are_what_is_left_and_count_when_there_is_no_answer() -> None:
-    egress = MemoryEgress(EgressError(Failure.TIMEOUT, received=60))
+    egress = MemoryEgress(EgressError(Failure.TIMEOUT), received=60)
     caller = Caller(egress, limits=FetchLimits(response_bytes=100))
     assert (await caller.fetch()).error == "transport"
     assert (await caller.fetch()).error == "transport"

@@ -196,7 +196,7 @@ def test_install__installed_already__is_refused_without_update_and_changed_with_
 
 
 def installed() -> httpx.Response:
-    kept = {"granted": ["storage.kv"], "endpoint_policy": "enforce"}
+    kept = {"granted": ["storage.kv"], "endpoint_policy": "enforce", "limits": {"storage_bytes": 1_000, "fuel": None}}
     item = {"extension_name": "com.example.notes", "install_id": "i/1", "version": "1.0.0", **kept}
     return httpx.Response(200, json={"items": [item]})
 
@@ -222,7 +222,18 @@ def test_update__to_another_version_or_policy__keeps_the_rest(
     seen = answering(monkeypatch, refusal("ALREADY_INSTALLED", 409), installed(), gone, made)
     assert run("install", "com.example.notes", "--tenant", "acme", *arguments, "--update").exit_code == 0
     assert [request.method for request in seen] == ["POST", "GET", "DELETE", "POST"]
-    assert json.loads(seen[3].content) == {"extension": "com.example.notes"} | sent
+    assert json.loads(seen[3].content) == {"extension": "com.example.notes", "limits": {"storage_bytes": 1_000, "fuel": None}} | sent
+
+
+def test_limits__are_named_anew_or_left_to_the_operator(state: MachineState, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = answering(monkeypatch, *(httpx.Response(200, json={}) for _ in range(2)))
+    given = ("--limit", "storage_bytes=1000", "--limit", "fuel=5")
+    assert run("installs", "limits", "i/1", "--tenant", "acme", *given).exit_code == 0
+    assert run("installs", "limits", "i/1", "--tenant", "acme", "--default").exit_code == 0
+    assert [json.loads(request.content) for request in seen] == [{"limits": {"storage_bytes": 1_000, "fuel": 5}}, {"limits": {}}]
+    for wrong in ((), (*given, "--default"), ("--limit", "fuel"), ("--limit", "fuel=-1"), ("--limit", "fuel=1e3"), ("--limit", "fuel=")):
+        assert run("installs", "limits", "i/1", "--tenant", "acme", *wrong).exit_code == 2
+    assert len(seen) == 2
 
 
 def test_update__that_ends_halfway__says_so(state: MachineState, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,15 +18,16 @@ export function handler(request) {
 function call({ interface: name, function: wanted, arguments: written, times = 1 }) {
   const asked = INTERFACES[name][camel(wanted)];
   const given = written.map(taken);
-  let outcome = { ok: null };
+  let [answer, failure] = [undefined, undefined];
   for (let done = 0; done < times; done += 1) {
     try {
-      outcome = { ok: told(asked(...given)) };
+      [answer, failure] = [asked(...given), undefined];
     } catch (error) {
-      outcome = error.payload === undefined ? { threw: error.name } : { error: error.payload };
+      failure = error;
     }
   }
-  return outcome;
+  if (failure === undefined) return { ok: told(answer) };
+  return failure.payload === undefined ? { threw: failure.name } : { error: failure.payload };
 }
 
 function taken(written) {

@@ -30,15 +30,15 @@ def call(asked):
     module = INTERFACES[asked["interface"]]
     function = getattr(module, asked["function"].replace("-", "_"))
     given = [taken(written, module) for written in asked["arguments"]]
-    outcome = {"ok": None}
+    answer = failure = None
     for _ in range(asked.get("times", 1)):
         try:
-            outcome = {"ok": told(function(*given))}
-        except Err as refused:
-            outcome = {"error": case_of(refused.value)}
+            answer, failure = function(*given), None
         except Exception as error:  # noqa: BLE001 - whatever it is, its name is the answer
-            outcome = {"threw": type(error).__name__}
-    return outcome
+            failure = error
+    if failure is None:
+        return {"ok": told(answer)}
+    return {"error": case_of(failure.value)} if isinstance(failure, Err) else {"threw": type(failure).__name__}
 
 
 def taken(written, module):
