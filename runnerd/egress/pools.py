@@ -39,7 +39,7 @@ WIRE_BYTES: contextvars.ContextVar[int] = contextvars.ContextVar("WIRE_BYTES")
 
 
 class WireBoundHandler(ResponseHandler):
-    """Ends a connection on which one request received more than it may.
+    """Ends a connection on which one request received more than it may, or on which an answer came that nobody had asked for.
 
     The body's own limit does not see interim answers, extensions of chunks, or chunks of one byte: those have no end of their own.
     """
@@ -52,6 +52,11 @@ class WireBoundHandler(ResponseHandler):
         """Begin with the next request."""
         self._wire_left = WIRE_BYTES.get()
         super().set_response_params(**params)
+
+    def is_connected(self) -> bool:
+        """Tell whether a kept connection carries another request."""
+        # SECURITY: what came while it lay idle would be the answer to the next request, which may be another user's of the same install.
+        return super().is_connected() and not self.should_close
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of the connection."""

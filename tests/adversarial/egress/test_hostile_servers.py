@@ -108,6 +108,28 @@ async def test_answers__without_end_or_form__end_the_request_and_nothing_else(ki
         assert kit.client.pid == pid, "an answer cost the process"
 
 
+async def test_answer__that_nobody_asked_for__is_nobodys(kit: EgressKit) -> None:
+    more = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(ok(b"asked for"))
+        await more.wait()
+        writer.write(ok(b"another's"))
+        await writer.drain()
+        # The first of its kind has it all; the end of the connection says that it was dropped.
+        assert await reader.read() == b""
+
+    async with raw_server(serve) as server, raw_server(ok()) as other:
+        url = f"http://good.example:{server.port}/"
+        assert (await kit.get(url)).body == b"asked for"
+        more.set()
+        # What the other server answers was received after what this one sent unasked.
+        assert (await kit.get(f"http://good.example:{other.port}/")).status == 200
+        assert (await kit.get(url)).body == b"asked for"
+        assert len(server.accepted) == 2
+
+
 async def test_body__at_the_limit_and_one_beyond(kit: EgressKit) -> None:
     async with raw_server(ok(b"x" * 1_000)) as server:
         url = f"http://good.example:{server.port}/"
