@@ -222,7 +222,13 @@ class _Desk:
             return
         task = asyncio.get_running_loop().create_task(self._run(call, order, body))
         self._running[call] = task
-        task.add_done_callback(lambda _: self._running.pop(call, None))
+        task.add_done_callback(lambda done: self._ended(call, done))
+
+    def _ended(self, call: int, task: asyncio.Task[None]) -> None:
+        self._running.pop(call, None)
+        if task.cancelled():
+            # The daemon waits for one end of each request, so that it knows when nothing of it comes any more.
+            self._end(call, EgressError(Failure.UNAVAILABLE, "cancelled"))
 
     async def _run(self, call: int, order: Order, body: bytes | None) -> None:
         failed: EgressError | None = None

@@ -47,6 +47,8 @@ WAIT_FOR_CHILD_SECONDS: Final = 2.0
 GRACE_SECONDS: Final = 2.0
 """How much later than the child the daemon gives a request up."""
 PING_SECONDS: Final = 5.0
+MOST_GIVEN_UP: Final = 4_096
+"""Calls whose end a child owes us, which it says at once."""
 SILENT_SECONDS: Final = 20.0
 """A child that says nothing for so long, asked every few seconds, is not alive any more."""
 _log = structlog.get_logger(__name__)
@@ -91,8 +93,8 @@ class _EgressChild(Child):
     heard_at: float = field(default_factory=time.monotonic)
     unanswered: int = 0
     """PINGs."""
-    strays: int = 0
-    """Frames that may still come for calls that were given up."""
+    given_up: dict[int, int] = field(default_factory=dict)
+    """Call → how many of its frames may still come, until its end does."""
     reading: asyncio.Task[None] | None = None
 
 
@@ -221,7 +223,10 @@ class EgressClient:
     def _give_up(self, child: _EgressChild, call: _Call) -> None:
         """Take no more of a call that has not ended, and tell the child."""
         if child.calls.pop(call.number, None) is not None:
-            child.strays += call.frames
+            child.given_up[call.number] = call.frames
+            if len(child.given_up) > MOST_GIVEN_UP:
+                _log.error("egress child ends nothing that is given up")
+                child.gone()
             if not child.channel.writer.is_closing():
                 child.channel.writer.write(encode(Kind.CANCEL, call.number))
 
@@ -302,11 +307,7 @@ class EgressClient:
             return
         call = child.calls.get(frame.call)
         if call is None:
-            # SECURITY: answers may cross with a cancellation, once; numbers that were never given out may not.
-            child.strays -= 1
-            if frame.call > self._numbers or child.strays < 0:
-                message = "an answer to what nobody asked"
-                raise FrameError(message)
+            _take_late(child, frame)
             return
         match frame.kind:
             case Kind.HEAD if call.head is None:
@@ -380,6 +381,21 @@ class EgressClient:
             else:
                 child.unanswered += 1
                 child.channel.writer.write(encode(Kind.PING))
+
+
+def _take_late(child: _EgressChild, frame: Frame) -> None:
+    """Drop a frame that crossed with the cancellation of its call.
+
+    Raises:
+        FrameError: it has no such call, or that had more of them than an answer has.
+    """
+    left = child.given_up.pop(frame.call, 0)
+    # SECURITY: numbers that were never given out, and calls that have ended, have no frames.
+    if not left:
+        message = "an answer to what nobody asked"
+        raise FrameError(message)
+    if frame.kind is not Kind.END:
+        child.given_up[frame.call] = left - 1
 
 
 def _head(document: dict[str, Any]) -> tuple[int, Headers]:

@@ -136,6 +136,46 @@ async def test_child__goes_on_about_a_call_that_ended__is_ended(monkeypatch: pyt
         await until(lambda: kit.client.pid != pid)
 
 
+async def test_child__says_nothing_of_what_is_given_up__is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = f"{textwrap.dedent(HOSTILE)}\nwhile control.recv(65536):\n    pass"
+    monkeypatch.setattr(EgressClient, "_command", lambda self, control: [sys.executable, "-I", "-S", "-c", program, str(control)])
+    monkeypatch.setattr(keeper, "STOP_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(client_module, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(client_module, "MOST_GIVEN_UP", 8)
+    async with egress() as kit:
+        pid = kit.client.pid
+        for _ in range(9):
+            await kit.failure("http://a.example/", seconds=0.0)
+        await until(lambda: kit.client.pid != pid)
+
+
+async def test_requests__that_are_cancelled__leave_nothing_behind(kit: EgressKit) -> None:
+    asked = 0
+
+    async def stuck(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        await read_request(reader)
+        asked += 1
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 999999\r\n\r\n" + b"x" * 200_000)
+        await reader.read()
+
+    pid, child = kit.client.pid, kit.client._keeper.child
+    assert child is not None
+    async with raw_server(stuck) as server, raw_server(ok()) as other:
+        url = f"http://127.0.0.1:{server.port}/"
+        asking = [asyncio.ensure_future(kit.get(url, install_id=f"i{number % 4}")) for number in range(20)]
+        await until(lambda: asked == 20)
+        # And some before they have begun.
+        asking += [asyncio.ensure_future(kit.get(url)) for _ in range(5)]
+        await asyncio.sleep(0)
+        for task in asking:
+            task.cancel()
+        await asyncio.wait(asking)
+        await until(lambda: not child.given_up)
+        assert (await kit.get(f"http://127.0.0.1:{other.port}/")).status == 200
+        assert (kit.client.pid, child.calls, dict(kit.client._held)) == (pid, {}, {})
+
+
 async def test_child__does_not_read__what_is_sent_to_it_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     program = f"{textwrap.dedent(HOSTILE)}\ntime.sleep(600)"
     monkeypatch.setattr(EgressClient, "_command", lambda self, control: [sys.executable, "-I", "-S", "-c", program, str(control)])
