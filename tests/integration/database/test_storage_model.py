@@ -261,5 +261,5 @@ def test_storage_and_kv__any_steps__do_what_a_dictionary_with_limits_would(modul
         machine = type("StorageMachine", (StorageMachine,), {"backend": backend})
         run_state_machine_as_test(
             machine,
-            settings=settings(max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)),
+            settings=settings(max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)),
         )
