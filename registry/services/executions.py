@@ -1,13 +1,14 @@
 """The record of what ran: written in batches behind the calls, read by the tenant's administrators.
 
 While there is room a database outage neither blocks calls nor loses rows; when there is none, calls are refused (OVERLOADED) rather than
-run unrecorded. Text that guests logged goes first (at 80 % of its budget), rows never.
+run unrecorded. What guests logged goes first (at 80 % of its budget), and most explanations of what they were refused with it; rows never.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +28,10 @@ _BATCH_ROWS: Final = 500
 _BATCH_DEADLINE_SECONDS: Final = 5.0
 _LOG_BUDGET_BYTES: Final = 64 * MIB
 _LOG_SHARE: Final = 0.8
+_ENTRY_BYTES: Final = 256
+"""What a line or a denial takes beside its text: a guest may well write lines that are empty."""
+_KEPT_DENIALS: Final = 4
+"""Of a record whose log goes."""
 _FIRST_RETRY_SECONDS: Final = 0.1
 _LAST_RETRY_SECONDS: Final = 5.0
 _DROPPED_LOG: Final[tuple[Mapping[str, str], ...]] = (
@@ -84,7 +89,7 @@ class ExecutionRecorder:
         self.check_room()
         size = _log_size(record)
         if self._log_bytes + size > _LOG_BUDGET_BYTES * _LOG_SHARE:
-            record = replace(record, log=_DROPPED_LOG)
+            record = replace(record, log=_DROPPED_LOG, denials=record.denials[:_KEPT_DENIALS])
             size = _log_size(record)
         self._log_bytes += size
         self._waiting.append(record)
@@ -221,7 +226,9 @@ def _by_tenant(records: Sequence[ExecutionRecord]) -> list[list[ExecutionRecord]
 
 
 def _log_size(record: ExecutionRecord) -> int:
-    return sum(len(line.get("message", "")) for line in record.log)
+    """Return how many bytes of memory a record's log and denials take."""
+    texts = (*(line.get("message", "") for line in record.log), *(denial.get("change", "") for denial in record.denials))
+    return sum(map(sys.getsizeof, texts)) + _ENTRY_BYTES * len(texts)
 
 
 def _position(cursor: str) -> tuple[datetime, str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from registry import migrations
 from registry.database import Database
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import ExecutionId, TenantId
+from registry.domain.limits import MIB
 from registry.domain.records import ExecutionRecord
 from registry.embedded_postgres import EmbeddedPostgres
 from registry.migrations.roles import ADMIN, OWNER, RUNNER, libpq_conninfo
@@ -151,7 +153,7 @@ async def test_recorder__log_text_behind__goes_first_and_rows_stay(
 ) -> None:
     await publish(admin_database)
     view = await install(admin_database)
-    monkeypatch.setattr(executions, "_LOG_BUDGET_BYTES", 1_000)
+    monkeypatch.setattr(executions, "_LOG_BUDGET_BYTES", 2_000)
     line = ({"level": "info", "message": "x" * 400, "offset_us": "0"},)
     records = [execution(view, log=line) for _ in range(5)]
     await _record(runner_database, *records)
@@ -159,6 +161,30 @@ async def test_recorder__log_text_behind__goes_first_and_rows_stay(
     kept = [stored[record.execution_id] == line for record in records]
     assert kept == [True, True, False, False, False]
     assert "dropped" in stored[records[-1].execution_id][0]["message"]
+
+
+async def test_recorder__empty_lines_and_denials_behind__count_as_the_memory_they_take(
+    admin_database: Database, runner_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(admin_database)
+    view = await install(admin_database)
+    monkeypatch.setattr(executions, "_LOG_BUDGET_BYTES", MIB)
+    recorder = ExecutionRecorder(runner_database)
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            log = tuple({"level": "info", "stream": "log", "message": "", "offset_us": str(1_000 + number)} for number in range(256))
+            denials = tuple({"capability": "cap:http.fetch", "why": "w", "change": f"the host {number}.example"} for number in range(32))
+            recorder.record(execution(view, log=log, denials=denials))
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # A hundred such records would take eight times as much.
+    assert taken < MIB
+    assert recorder.depth == 100
+    assert (len(recorder._waiting[0].log), len(recorder._waiting[0].denials)) == (256, 32)
+    assert "dropped" in recorder._waiting[-1].log[0]["message"]
+    assert len(recorder._waiting[-1].denials) == 4
 
 
 async def test_recorder__database_stopped_and_started__loses_and_repeats_nothing(tmp_path: Path) -> None:
