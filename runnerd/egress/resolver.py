@@ -20,6 +20,7 @@ import dns.exception
 import dns.flags
 import dns.message
 import dns.name
+import dns.opcode
 import dns.rcode
 import dns.rdatatype
 
@@ -45,6 +46,7 @@ _MAX_BYTES: Final = 8_192
 """Of an answer; one with `MAX_ADDRESSES` has a few hundred."""
 _MAX_RECORDS: Final = 128
 """In all sections. Each costs everybody's event loop a fifth of a millisecond where its name is long, and 64 KiB hold thousands."""
+_OPCODE_BITS: Final = 0b1111
 _KINDS = (dns.rdatatype.A, dns.rdatatype.AAAA)
 
 
@@ -192,13 +194,17 @@ def _parse(data: bytes) -> dns.message.Message:
     """Parse an answer that is not too long to be one.
 
     Raises:
-        ResolutionError: it is too long.
+        ResolutionError: it is too long, or answers no query.
         DNSException: it is none.
     """
     # SECURITY: before a record is read: whoever owns a name chooses how many there are.
     records = sum(int.from_bytes(data[at : at + 2], "big") for at in (6, 8, 10))
     if len(data) > _MAX_BYTES or records > _MAX_RECORDS:
         message = f"an answer of {len(data)} bytes and {records} records"
+        raise ResolutionError(message)
+    if int.from_bytes(data[2:3], "big") >> 3 & _OPCODE_BITS != dns.opcode.QUERY:
+        # The parser would import what it needs for the others, which the hardened process cannot.
+        message = "an answer to something else than a query"
         raise ResolutionError(message)
     return dns.message.from_wire(data, ignore_trailing=False, raise_on_truncation=False)
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import dns.flags
 import dns.message
+import dns.opcode
 import dns.rcode
 import dns.rdatatype
 import dns.rrset
@@ -26,6 +27,8 @@ def forged(change: str) -> Reply:
         answer = says("127.0.0.1")(query)
         if change == "id":
             answer.id = query.id ^ 1
+        if change == "opcode":
+            answer.set_opcode(dns.opcode.UPDATE)
         if change == "no response":
             answer.flags &= ~dns.flags.QR
         return answer
@@ -62,6 +65,7 @@ ATTACKS: dict[str, tuple[Reply, str]] = {
     "another id": (forged("id"), "dns"),
     "another question": (forged("question"), "dns"),
     "a question": (forged("no response"), "dns"),
+    "another operation": (forged("opcode"), "dns"),
     "too many": (many, "dns"),
     "a loop": (looping, "dns"),
     "thousands of records": (truncated, "dns"),
