@@ -278,7 +278,8 @@ class EgressClient:
         if self._spawned:
             self._metrics.egress_restarted()
         self._spawned = True
-        _log.info("egress child hardened", **self.hardening)
+        # The names are the child's: none of them is a field of the log's own.
+        _log.info("egress child hardened", steps=self.hardening)
         return child
 
     def _command(self, control_fd: int) -> list[str]:

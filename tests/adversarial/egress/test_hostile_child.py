@@ -126,6 +126,14 @@ async def test_child__says_another_failure_than_there_is__is_an_internal_one(mon
         assert await kit.failure("http://a.example/") == "internal"
 
 
+async def test_child__names_its_hardening_as_it_likes__is_kept_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = textwrap.dedent(HOSTILE).replace("hardening={}", "hardening={'event': True, 'self': 1}") + "\ntime.sleep(600)"
+    monkeypatch.setattr(EgressClient, "_command", lambda self, control: [sys.executable, "-I", "-S", "-c", program, str(control)])
+    monkeypatch.setattr(keeper, "STOP_GRACE_SECONDS", 0.1)
+    async with egress() as kit:
+        assert kit.client.hardening == {"event": True, "self": False}
+
+
 async def test_child__goes_on_about_a_call_that_ended__is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     program = f"{textwrap.dedent(HOSTILE)}\ntell(END, 1, failure='dns')\ntell(END, 1, failure='dns')\ntime.sleep(600)"
     monkeypatch.setattr(EgressClient, "_command", lambda self, control: [sys.executable, "-I", "-S", "-c", program, str(control)])
