@@ -43,6 +43,8 @@ class Image:
     lock: str
     forbidden: frozenset[str]
     modules: tuple[str, ...]
+    data: tuple[str, ...] = ()
+    """Statements that fail where a file that packages bring along, besides their code, did not come with them."""
 
 
 IMAGES = {
@@ -55,7 +57,12 @@ IMAGES = {
             "runnerd.worker.zygote",
             "runnerd.artifacts.compiler_child",
             "runnerd.assets.__main__",
+            "runnerd.egress.__main__",
             "registry.cli.__main__",
+        ),
+        data=(
+            "from registry.services.schedule_rules import checked_timezone; checked_timezone('Europe/Berlin')",
+            "import certifi, ssl; ssl.create_default_context(cafile=certifi.where())",
         ),
     ),
     "Dockerfile.gateway": Image(
@@ -217,6 +224,8 @@ def inspect(environment: Path, image: Image) -> None:
         raise ReplayError(message)
     for module in image.modules:
         _python(environment, f"import {module}")
+    for statement in image.data:
+        _python(environment, statement)
     for program in sorted(image.programs):
         _start(environment, [str(environment / "bin" / program), "--help"])
 
