@@ -14,10 +14,8 @@ internal        the registry did not answer; nothing was published, or nobody kn
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from enum import StrEnum
-from weakref import WeakValueDictionary
 
 from registry.database import Database
 from registry.domain.errors import RefusalError
@@ -33,6 +31,7 @@ from registry.domain.events import (
 )
 from registry.domain.ids import ExtensionId, InstallId, TenantId, new_id
 from registry.repositories.events import EventRepository, EventUsage, NewEvent
+from registry.services.turns import InstallTurns
 
 
 class EventCase(StrEnum):
@@ -92,8 +91,7 @@ class EventOutbox:
     def __init__(self, database: Database, limits: EventLimits = DEFAULT_EVENT_LIMITS) -> None:
         self._database = database
         self._limits = limits
-        # SECURITY: who waits for an install's row would wait with a connection in hand, and eight such calls leave none for other tenants.
-        self._turns: WeakValueDictionary[tuple[TenantId, InstallId], asyncio.Lock] = WeakValueDictionary()
+        self._turns = InstallTurns()
 
     async def publish(self, publisher: Publisher, content: EventContent) -> str:
         """Store an event and return its id. Once it returns, the event is stored and will not be stored again.
@@ -110,7 +108,7 @@ class EventOutbox:
             detail = f"the data has {len(content.data)} bytes, {self._limits.data_bytes} are allowed"
             raise EventRefusalError(EventCase.TOO_LARGE, detail)
         event_id = new_id()
-        turn = self._turns.setdefault((publisher.tenant_id, publisher.install_id), asyncio.Lock())
+        turn = self._turns.of(publisher.tenant_id, publisher.install_id)
         try:
             async with turn, self._database.tenant_session(publisher.tenant_id) as session:
                 events = EventRepository(session, publisher.tenant_id)

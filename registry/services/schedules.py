@@ -15,7 +15,6 @@ internal            the registry did not answer; the same request may succeed la
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, TypeVar
 from uuid import UUID, uuid5
-from weakref import WeakValueDictionary
 
 from registry.database import Database, Session
 from registry.domain.errors import RefusalError
@@ -32,6 +30,7 @@ from registry.domain.records import Endpoint
 from registry.repositories.schedules import InstalledEndpoints, NewSchedule, Schedule, ScheduleChange, ScheduleRepository
 from registry.services import schedule_rules as rules
 from registry.services.schedule_rules import RuleError, Selector
+from registry.services.turns import InstallTurns
 
 __all__ = ["Schedule", "ScheduleService"]
 
@@ -105,8 +104,7 @@ class ScheduleService:
     def __init__(self, database: Database, limits: ScheduleLimits = DEFAULT_LIMITS) -> None:
         self._database = database
         self._limits = limits
-        # SECURITY: who waits for an install's row would wait with a connection in hand, and a few such calls leave none for other tenants.
-        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._turns = InstallTurns()
 
     async def list_schedules(self, tenant_id: TenantId | str, install_id: InstallId | str) -> tuple[Schedule, ...]:
         """Return the install's schedules, the oldest first.
@@ -217,8 +215,7 @@ class ScheduleService:
             ScheduleRefusalError: quota-exceeded, denied, internal; what is raised inside.
         """
         refusal: ScheduleRefusalError | None = None
-        turn = self._turns.setdefault((tenant_id, install_id), asyncio.Lock())
-        async with turn, self._session(tenant_id, install_id) as session:
+        async with self._turns.of(tenant_id, install_id), self._session(tenant_id, install_id) as session:
             schedules = ScheduleRepository(session, tenant_id)
             taken = await schedules.take_change(InstallId(install_id), allowed=self._limits.changes_per_minute)
             if taken is False:

@@ -15,11 +15,9 @@ internal        the registry did not answer. A read did nothing; of a write nobo
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, NoReturn, TypeVar
-from weakref import WeakValueDictionary
 
 from registry.database import Database
 from registry.domain.errors import RefusalError
@@ -28,6 +26,7 @@ from registry.domain.limits import OPERATOR_DEFAULTS, StorageLimits
 from registry.domain.records import StorageEntry, StorageItem
 from registry.repositories.storage import StorageRepository
 from registry.services.pages import decode_cursor, encode_cursor
+from registry.services.turns import InstallTurns
 
 Result = TypeVar("Result")
 MAX_REVISION: Final = 2**63 - 1
@@ -85,9 +84,7 @@ class StorageService:
 
     def __init__(self, database: Database, *, writes_per_install: int = 4) -> None:
         self._database = database
-        self._writes_per_install = writes_per_install
-        # SECURITY: who waits for an install's row waits with a connection in hand; a crowd of one install must leave some to the others.
-        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Semaphore] = WeakValueDictionary()
+        self._turns = InstallTurns(writes_per_install)
 
     async def get(self, tenant_id: TenantId | str, install_id: InstallId | str, namespace: str, key: str) -> StorageEntry:
         """Return a record.
@@ -156,7 +153,7 @@ class StorageService:
         """
         _check_names(namespace, key)
         expected = _revision(revision)
-        async with self._turn(tenant_id, install_id):
+        async with self._turns.of(tenant_id, install_id):
             refusal = await self._ask(
                 tenant_id, install_id, lambda storage: storage.delete(InstallId(install_id), namespace, key, expected=expected)
             )
@@ -222,16 +219,13 @@ class StorageService:
         if sum(map(_size, items)) > MAX_ITEMS_BYTES:
             raise StorageRefusalError(StorageCase.INVALID, f"one write has at most {MAX_ITEMS_BYTES} bytes")
         expected = _revision(revision)
-        async with self._turn(tenant_id, install_id):
+        async with self._turns.of(tenant_id, install_id):
             answer = await self._ask(
                 tenant_id,
                 install_id,
                 lambda storage: storage.put(InstallId(install_id), namespace, items, expected=expected, limits=limits),
             )
         return _refuse(answer.refusal) if answer.refusal is not None else answer.revisions
-
-    def _turn(self, tenant_id: str, install_id: str) -> asyncio.Semaphore:
-        return self._turns.setdefault((tenant_id, install_id), asyncio.Semaphore(self._writes_per_install))
 
     async def _ask(self, tenant_id: str, install_id: str, ask: Callable[[StorageRepository], Awaitable[Result]]) -> Result:
         if not is_tenant_id(tenant_id) or not is_uuid(install_id):

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +13,7 @@ from psycopg.rows import dict_row
 from typer.testing import CliRunner
 
 from registry.cli.__main__ import app
-from registry.database import Database, Session, _build_engine
+from registry.database import Database, _build_engine
 from registry.domain.errors import RefusalError
 from registry.domain.events import MAX_DATA_BYTES, MAX_DEPTH, EventLimits
 from registry.domain.ids import InstallId, new_id
@@ -23,6 +22,7 @@ from registry.repositories.installs import InstallView
 from registry.services.events import DepthExceededError, EventCase, EventContent, EventOutbox, EventRefusalError, Publisher
 from registry.services.installing import InstallService
 from registry.services.retention import RetentionService
+from tests.fakes.counting_database import CountingDatabase
 from tests.fakes.registry_rows import OTHER_TENANT, TENANT, UNKNOWN_ID, install, new_version, publish
 
 CONTENT = EventContent(topic="note.added", content_type="application/json", data=b'{"id": 1}', key="note-1")
@@ -158,35 +158,16 @@ async def test_order__of_an_install__is_one_sequence_for_all_daemons(
     assert len(set(ids)) == 24
 
 
-class Counting:
-    """A database that counts how many sessions are open at once."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self.open = self.most = 0
-
-    @asynccontextmanager
-    async def tenant_session(self, tenant_id: str) -> AsyncIterator[Session]:
-        self.open += 1
-        self.most = max(self.most, self.open)
-        try:
-            async with self.database.tenant_session(tenant_id) as session:
-                yield session
-        finally:
-            self.open -= 1
-
-
 async def test_crowd_of_one_install__holds_one_connection(
     publisher: Publisher, runner_database: Database, admin_database: Database
 ) -> None:
     theirs = publisher_of(await install(admin_database, OTHER_TENANT))
-    counting = Counting(runner_database)
+    counting = CountingDatabase(runner_database)
     outbox = EventOutbox(cast("Database", counting))
     crowd = [asyncio.ensure_future(outbox.publish(publisher, CONTENT)) for _ in range(12)]
     await outbox.publish(theirs, CONTENT)
     assert len(set(await asyncio.gather(*crowd))) == 12
     assert counting.most == 2, "one for each install"
-    assert not outbox._turns
 
 
 @pytest.mark.parametrize("limits", [EventLimits(per_day=5), EventLimits(bytes_per_day=5 * len(CONTENT.data) + 3)])

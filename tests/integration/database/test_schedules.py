@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import event
 
-from registry.database import Database, Session, _build_engine
+from registry.database import Database, _build_engine
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import InstallId, new_id
 from registry.embedded_postgres import EmbeddedPostgres
@@ -23,6 +23,7 @@ from registry.repositories.schedules import Schedule
 from registry.services.installing import InstallService
 from registry.services.schedule_administration import ScheduleAdministration
 from registry.services.schedules import DEFAULT_LIMITS, ScheduleCase, ScheduleLimits, ScheduleRefusalError, ScheduleService, ScheduleWish
+from tests.fakes.counting_database import CountingDatabase
 from tests.fakes.registry_rows import OTHER_TENANT, TENANT, UNKNOWN_ID, install, new_version, publish
 
 NAME = "com.acme.notes"
@@ -151,35 +152,16 @@ async def test_updates_at_once__of_different_fields__none_is_lost(runner_databas
     assert (after.endpoint_method, after.endpoint_path, after.revision) == ("GET", "/sync", 7)
 
 
-class Counting:
-    """A database that counts how many sessions are open at once."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self.open = self.most = 0
-
-    @asynccontextmanager
-    async def tenant_session(self, tenant_id: str) -> AsyncIterator[Session]:
-        self.open += 1
-        self.most = max(self.most, self.open)
-        try:
-            async with self.database.tenant_session(tenant_id) as session:
-                yield session
-        finally:
-            self.open -= 1
-
-
 async def test_crowd_of_one_install__holds_one_connection(
     admin_database: Database, runner_database: Database, install_id: InstallId
 ) -> None:
     theirs = (await install(admin_database, OTHER_TENANT, granted=GRANTED)).install_id
-    counting = Counting(runner_database)
+    counting = CountingDatabase(runner_database)
     schedules = ScheduleService(cast("Database", counting))
     crowd = [asyncio.ensure_future(schedules.create(TENANT, install_id, WISH)) for _ in range(10)]
     await schedules.create(OTHER_TENANT, theirs, WISH)
     assert len({one.schedule_id for one in await asyncio.gather(*crowd)}) == 10
     assert counting.most == 2, "one for each install"
-    assert not schedules._turns
 
 
 async def _outcomes(*attempts: Awaitable[Schedule]) -> tuple[int, list[ScheduleCase]]:
