@@ -52,7 +52,7 @@ class Order:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
-        """Read what `to_document` wrote; KeyError, TypeError or ValueError where somebody else did."""
+        """Read what the daemon made of one with `asdict`; KeyError, TypeError or ValueError where somebody else did."""
         return cls(**{**document, "headers": tuple((str(name), str(value)) for name, value in document["headers"])})
 
     @property

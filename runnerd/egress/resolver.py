@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakValueDictionary
 
 import dns.exception
 import dns.flags
@@ -79,7 +80,7 @@ class Resolver:
     def __init__(self, servers: Sequence[NameServer], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._servers = tuple(servers[:MAX_NAME_SERVERS])
         self._clock = clock
-        self._turns: dict[str, tuple[asyncio.Semaphore, list[None]]] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._cache: OrderedDict[tuple[str, str], tuple[float, tuple[str, ...]]] = OrderedDict()
 
     async def resolve(self, tenant: str, name: str) -> tuple[str, ...]:
@@ -91,7 +92,7 @@ class Resolver:
         key = (tenant, name)
         known = self._known(key)
         if known is None:
-            async with self._turn(tenant):
+            async with self._turns.setdefault(tenant, asyncio.Semaphore(LOOKUPS_PER_TENANT)):
                 # Another request of this tenant may have found it meanwhile.
                 known = self._known(key)
                 if known is None:
@@ -100,18 +101,6 @@ class Resolver:
             message = "the name has no address"
             raise ResolutionError(message)
         return known
-
-    @contextlib.asynccontextmanager
-    async def _turn(self, tenant: str) -> AsyncIterator[None]:
-        semaphore, users = self._turns.setdefault(tenant, (asyncio.Semaphore(LOOKUPS_PER_TENANT), []))
-        users.append(None)
-        try:
-            async with semaphore:
-                yield
-        finally:
-            users.pop()
-            if not users:
-                del self._turns[tenant]
 
     def _known(self, key: tuple[str, str]) -> tuple[str, ...] | None:
         entry = self._cache.get(key)
