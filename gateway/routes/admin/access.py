@@ -8,7 +8,7 @@ reaching into another.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import Depends, Query, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +18,16 @@ from gateway.problems import problem_response
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.paths import PathError, check_normal_form
 
+EVERY_ROUTE: Final = (
+    Reason.UNAUTHENTICATED,
+    Reason.PERMISSION_MISSING,
+    Reason.INVALID_REQUEST,
+    Reason.REGISTRY_UNAVAILABLE,
+    Reason.INTERNAL,
+)
+"""What any route may refuse with, for the documentation."""
+TENANT_ROUTE: Final = (*EVERY_ROUTE, Reason.TENANT_FORBIDDEN)
+INSTALL_ROUTE: Final = (*TENANT_ROUTE, Reason.EXTENSION_NOT_INSTALLED)
 _SAFETY = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"), (b"vary", b"Authorization"))
 
 

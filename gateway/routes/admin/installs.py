@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from gateway.auth import MANAGE, OPERATE, READ, Caller
 from gateway.problems import documented
-from gateway.routes.admin.access import CallerOf, PageOf, TenantParameter
+from gateway.routes.admin.access import TENANT_ROUTE, CallerOf, PageOf, TenantParameter
 from gateway.routes.admin.models import InstallChange, InstallCreated, InstallDetail, InstallModel, NewInstall, PageModel
 from gateway.routes.admin.warming import Warmer
 from registry.domain.egress import SecretBinding
@@ -18,14 +18,6 @@ from registry.domain.ids import TenantId
 from registry.domain.limits import LimitWishes
 from registry.services.installing import InstallService, InstallView
 
-_ALWAYS = (
-    Reason.UNAUTHENTICATED,
-    Reason.PERMISSION_MISSING,
-    Reason.TENANT_FORBIDDEN,
-    Reason.INVALID_REQUEST,
-    Reason.REGISTRY_UNAVAILABLE,
-    Reason.INTERNAL,
-)
 _INSTALLING = (
     Reason.VERSION_NOT_FOUND,
     Reason.VERSION_YANKED,
@@ -40,7 +32,7 @@ def build_router(installs: InstallService, warmer: Warmer) -> APIRouter:
     """Return the routes."""
     router = APIRouter(prefix="/installs", tags=["installs"])
 
-    @router.post("", status_code=201, responses=documented(*_ALWAYS, *_INSTALLING))
+    @router.post("", status_code=201, responses=documented(*TENANT_ROUTE, *_INSTALLING))
     async def create_install(caller: CallerOf, wanted: NewInstall, tenant_id: TenantParameter = None) -> InstallCreated:
         """Install a published version for a tenant, enabled, with what the tenant grants. Role ext:manage."""
         tenant = caller.tenant(tenant_id, MANAGE)
@@ -58,21 +50,21 @@ def build_router(installs: InstallService, warmer: Warmer) -> APIRouter:
         warmth = await warmer.warm(install.content_hash)
         return InstallCreated.model_validate(install).model_copy(update={"warm": warmth})
 
-    @router.get("", responses=documented(*_ALWAYS))
+    @router.get("", responses=documented(*TENANT_ROUTE))
     async def list_installs(caller: CallerOf, page: PageOf, tenant_id: TenantParameter = None) -> PageModel[InstallModel]:
         """List a tenant's installs. Role ext:read or ext:manage."""
         tenant = caller.tenant(tenant_id, READ, MANAGE)
         found, next_cursor = await installs.list(tenant, limit=page.limit, cursor=page.cursor)
         return PageModel(items=[InstallModel.model_validate(install) for install in found], next_cursor=next_cursor)
 
-    @router.get("/{install_id}", responses=documented(*_ALWAYS, Reason.EXTENSION_NOT_INSTALLED))
+    @router.get("/{install_id}", responses=documented(*TENANT_ROUTE, Reason.EXTENSION_NOT_INSTALLED))
     async def get_install(caller: CallerOf, install_id: str, tenant_id: TenantParameter = None) -> InstallDetail | InstallModel:
         """Return an install; its settings only to those who may change them. Role ext:read or ext:manage."""
         install = await installs.get(caller.tenant(tenant_id, READ, MANAGE), install_id)
         may_change = bool(caller.user.roles & {MANAGE, OPERATE})
         return (InstallDetail if may_change else InstallModel).model_validate(install)
 
-    @router.patch("/{install_id}", responses=documented(*_ALWAYS, Reason.EXTENSION_NOT_INSTALLED))
+    @router.patch("/{install_id}", responses=documented(*TENANT_ROUTE, Reason.EXTENSION_NOT_INSTALLED))
     async def change_install(caller: CallerOf, install_id: str, change: InstallChange, tenant_id: TenantParameter = None) -> InstallDetail:
         """Enable or disable an install, replace its grants, settings, limits or hosts; one at a time. Role ext:manage.
 
@@ -81,7 +73,7 @@ def build_router(installs: InstallService, warmer: Warmer) -> APIRouter:
         changed = await _change(installs, caller, caller.tenant(tenant_id, MANAGE), install_id, change)
         return InstallDetail.model_validate(changed)
 
-    @router.delete("/{install_id}", status_code=204, responses=documented(*_ALWAYS, Reason.EXTENSION_NOT_INSTALLED))
+    @router.delete("/{install_id}", status_code=204, responses=documented(*TENANT_ROUTE, Reason.EXTENSION_NOT_INSTALLED))
     async def delete_install(caller: CallerOf, install_id: str, *, purge: bool = False, tenant_id: TenantParameter = None) -> Response:
         """Uninstall; settings and stored data stay for the next install unless `purge`. Role ext:manage."""
         await installs.uninstall(caller.tenant(tenant_id, MANAGE), install_id, purge=purge, actor=caller.actor)

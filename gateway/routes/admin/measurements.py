@@ -13,44 +13,34 @@ from starlette.responses import Response
 
 from gateway.auth import MANAGE, READ
 from gateway.problems import documented
-from gateway.routes.admin.access import CallerOf, TenantParameter
-from gateway.routes.admin.models import MeasurementModel, MeasurementsModel
-from registry.domain.errors import Reason
+from gateway.routes.admin.access import INSTALL_ROUTE, CallerOf, TenantParameter
+from gateway.routes.admin.models import MeasurementModel, PageModel
 from registry.domain.measurements import Measurement, MeasurementKind, cumulative
 from registry.services.measurements import MeasurementQuery
 
 PREFIX: Final = "ext_"
 """Of every name in the text format: whoever scrapes an extension can tell its names from everybody else's."""
 TEXT_FORMAT: Final = "text/plain; version=0.0.4; charset=utf-8"
-_ALWAYS = (
-    Reason.UNAUTHENTICATED,
-    Reason.PERMISSION_MISSING,
-    Reason.TENANT_FORBIDDEN,
-    Reason.INVALID_REQUEST,
-    Reason.EXTENSION_NOT_INSTALLED,
-    Reason.REGISTRY_UNAVAILABLE,
-    Reason.INTERNAL,
-)
 
 
 def build_router(measurements: MeasurementQuery) -> APIRouter:
     """Return the routes."""
     router = APIRouter(prefix="/installs/{install_id}/metrics", tags=["installs"])
 
-    @router.get("", responses=documented(*_ALWAYS), response_model=MeasurementsModel)
+    @router.get("", responses=documented(*INSTALL_ROUTE), response_model=PageModel[MeasurementModel])
     async def get_metrics(
         caller: CallerOf,
         install_id: str,
         tenant_id: TenantParameter = None,
         format: Annotated[Literal["json", "prometheus"], Query(description="prometheus: the text format.")] = "json",  # noqa: A002 - the wire's name
-    ) -> MeasurementsModel | Response:
-        """Return what an install measured: at most 100 series. Role ext:read or ext:manage."""
+    ) -> PageModel[MeasurementModel] | Response:
+        """Return what an install measured: at most 100 series, on one page. Role ext:read or ext:manage."""
         found = await measurements.list_measurements(caller.tenant(tenant_id, READ, MANAGE), install_id)
         if format == "prometheus":
             return Response(_page(found), media_type=TEXT_FORMAT)
-        return MeasurementsModel(items=[_model(one) for one in found])
+        return PageModel(items=[_model(one) for one in found])
 
-    @router.delete("", status_code=204, responses=documented(*_ALWAYS))
+    @router.delete("", status_code=204, responses=documented(*INSTALL_ROUTE))
     async def forget_metrics(caller: CallerOf, install_id: str, tenant_id: TenantParameter = None) -> Response:
         """Delete what an install measured, so that its names, their kinds and the room are free again. Role ext:manage."""
         await measurements.forget(caller.tenant(tenant_id, MANAGE), install_id, actor=caller.actor)

@@ -292,12 +292,6 @@ class MeasurementModel(_Response):
     observed_at: datetime
 
 
-class MeasurementsModel(BaseModel):
-    """Everything that an install measured."""
-
-    items: list[MeasurementModel]
-
-
 class NewSecret(_Request):
     """A secret to set. It can be replaced and deleted, never read."""
 
@@ -320,12 +314,6 @@ class SecretModel(_Response):
     created_at: datetime
     updated_at: datetime
     updated_by: str
-
-
-class SecretsModel(BaseModel):
-    """All secrets of an install: 64 at most."""
-
-    items: list[SecretModel]
 
 
 class ScheduleEnabling(_Request):

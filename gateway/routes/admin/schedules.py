@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from gateway.auth import MANAGE
 from gateway.problems import documented
-from gateway.routes.admin.access import CallerOf, TenantParameter
+from gateway.routes.admin.access import INSTALL_ROUTE, CallerOf, TenantParameter
 from gateway.routes.admin.models import PageModel, ScheduleEnabling, ScheduleModel
 from registry.domain.errors import Reason
 from registry.services.schedule_administration import ScheduleAdministration, ScheduleView
-
-_ALWAYS: Final = (
-    Reason.UNAUTHENTICATED,
-    Reason.PERMISSION_MISSING,
-    Reason.TENANT_FORBIDDEN,
-    Reason.INVALID_REQUEST,
-    Reason.EXTENSION_NOT_INSTALLED,
-    Reason.REGISTRY_UNAVAILABLE,
-    Reason.INTERNAL,
-)
 
 
 def build_router(schedules: ScheduleAdministration) -> APIRouter:
     """Return the routes."""
     router = APIRouter(prefix="/installs/{install_id}/schedules", tags=["installs"])
 
-    @router.get("", responses=documented(*_ALWAYS))
+    @router.get("", responses=documented(*INSTALL_ROUTE))
     async def list_schedules(caller: CallerOf, install_id: str, tenant_id: TenantParameter = None) -> PageModel[ScheduleModel]:
         """List an install's schedules with their payloads: at most 50, on one page. Role ext:manage."""
         found = await schedules.list_schedules(caller.tenant(tenant_id, MANAGE), install_id)
         return PageModel(items=[_model(view) for view in found])
 
-    @router.patch("/{schedule_id}", responses=documented(*_ALWAYS, Reason.NOT_FOUND))
+    @router.patch("/{schedule_id}", responses=documented(*INSTALL_ROUTE, Reason.NOT_FOUND))
     async def change_schedule(
         caller: CallerOf, install_id: str, schedule_id: str, change: ScheduleEnabling, tenant_id: TenantParameter = None
     ) -> ScheduleModel:
@@ -43,7 +31,7 @@ def build_router(schedules: ScheduleAdministration) -> APIRouter:
         tenant = caller.tenant(tenant_id, MANAGE)
         return _model(await schedules.set_enabled(tenant, install_id, schedule_id, enabled=change.enabled, actor=caller.actor))
 
-    @router.delete("/{schedule_id}", status_code=204, responses=documented(*_ALWAYS, Reason.NOT_FOUND))
+    @router.delete("/{schedule_id}", status_code=204, responses=documented(*INSTALL_ROUTE, Reason.NOT_FOUND))
     async def delete_schedule(caller: CallerOf, install_id: str, schedule_id: str, tenant_id: TenantParameter = None) -> Response:
         """Delete a schedule. Role ext:manage."""
         await schedules.delete(caller.tenant(tenant_id, MANAGE), install_id, schedule_id, actor=caller.actor)
