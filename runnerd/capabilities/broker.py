@@ -105,10 +105,4 @@ def _assemble(groups: Iterable[Mapping[int, Handler]]) -> Mapping[int, Handler]:
 
 
 def _fields(grant: InvocationGrant, function: HostFunction) -> dict[str, str]:
-    return {
-        "request_id": grant.request_id,
-        "tenant_id": grant.tenant_id,
-        "install_id": grant.install_id,
-        "extension_id": grant.extension_id,
-        "function": function.qualified_name,
-    }
+    return grant.log_fields | {"function": function.qualified_name}

@@ -49,7 +49,7 @@ def events_handlers(outbox: Outbox, *, per_invocation: int = PER_INVOCATION) -> 
             return HostResult(error=refusal.case, denial=explain_event_depth(MAX_DEPTH))
         except EventRefusalError as refusal:
             level = logging.WARNING if refusal.case is EventCase.INTERNAL else logging.DEBUG
-            _LOG.log(level, "event refused: %s", refusal.detail, extra={"tenant_id": grant.tenant_id, "install_id": grant.install_id})
+            _LOG.log(level, "event refused: %s", refusal.detail, extra=grant.log_fields)
             return failed(refusal.case)
 
     return {function_named("extrunner:host/events", "publish").number: publish}

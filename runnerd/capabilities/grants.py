@@ -60,3 +60,13 @@ class InvocationGrant:
     """How much it has used of what one invocation may use only so often, by a word of the capability's own."""
     revealed: RevealedValues = field(default_factory=RevealedValues, compare=False)
     """Secrets that it was given; hidden in what is kept about it."""
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What every log line about one of its calls says: whose it is."""
+        return {
+            "request_id": self.request_id,
+            "tenant_id": self.tenant_id,
+            "install_id": self.install_id,
+            "extension_id": self.extension_id,
+        }

@@ -173,9 +173,8 @@ class _Fetcher:
         return failed(case)
 
     def _log(self, grant: InvocationGrant, detail: str, *, level: int = logging.INFO) -> None:
-        fields = {"request_id": grant.request_id, "tenant_id": grant.tenant_id, "install_id": grant.install_id}
         # SECURITY: what a server sent may stand in it, and a bound host was sent a value (T33).
-        _LOG.log(level, "fetch failed: %s", grant.revealed.hide(detail), extra=fields)
+        _LOG.log(level, "fetch failed: %s", grant.revealed.hide(detail), extra=grant.log_fields)
 
 
 def _count(grant: InvocationGrant, received: int) -> None:

@@ -55,7 +55,7 @@ def _handler(measurements: Measurements, kind: MeasurementKind) -> Handler:
             measurements.record(grant.tenant_id, grant.install_id, kind=kind, name=str(name), value=_number(value), labels=_pairs(labels))
         except MeasurementRefusalError as refusal:
             # SECURITY: the rule, never the name or the label: they are the guest's, and may be anything.
-            _LOG.debug("measurement refused: %s", refusal.detail, extra={"tenant_id": grant.tenant_id, "install_id": grant.install_id})
+            _LOG.debug("measurement refused: %s", refusal.detail, extra=grant.log_fields)
             return failed(refusal.case)
         return succeeded()
 

@@ -100,7 +100,7 @@ def _typed(function: HostFunction, answer: Callable[[InvocationGrant, tuple[obje
             return succeeded(await answer(grant, arguments))
         except ScheduleRefusalError as refusal:
             level = logging.WARNING if refusal.case is ScheduleCase.INTERNAL else logging.DEBUG
-            _LOG.log(level, "schedule refused: %s", refusal.detail, extra={"tenant_id": grant.tenant_id, "install_id": grant.install_id})
+            _LOG.log(level, "schedule refused: %s", refusal.detail, extra=grant.log_fields)
             return _refused(function, refusal)
 
     return handler

@@ -89,4 +89,4 @@ def secrets_handlers(secrets: InstallSecrets) -> Mapping[int, Handler]:
 
 def _log(grant: InvocationGrant, refusal: SecretRefusalError) -> None:
     level = logging.WARNING if refusal.case is SecretCase.INTERNAL else logging.DEBUG
-    _LOG.log(level, "no secret given: %s", refusal.detail, extra={"tenant_id": grant.tenant_id, "install_id": grant.install_id})
+    _LOG.log(level, "no secret given: %s", refusal.detail, extra=grant.log_fields)

@@ -83,7 +83,7 @@ def typed(
             return await handler(grant, arguments)
         except StorageRefusalError as refusal:
             level = logging.WARNING if refusal.case is StorageCase.INTERNAL else logging.DEBUG
-            _LOG.log(level, "storage refused: %s", refusal.detail, extra={"tenant_id": grant.tenant_id, "install_id": grant.install_id})
+            _LOG.log(level, "storage refused: %s", refusal.detail, extra=grant.log_fields)
             case = refusal.case if cases is None else cases.get(refusal.case, refusal.case)
             # What the guest is told to be denied, or cannot mend by itself, is explained to those who can.
             is_explained = case is StorageCase.DENIED or case is StorageCase.QUOTA_EXCEEDED

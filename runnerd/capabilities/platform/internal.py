@@ -113,13 +113,7 @@ class InternalApi:
 
 def log_failure(grant: InvocationGrant, operation: str, why: str, *, level: int = logging.WARNING, **further: object) -> None:
     """Tell the operator why a call of the platform did not succeed."""
-    ids = {
-        "request_id": grant.request_id,
-        "tenant_id": grant.tenant_id,
-        "install_id": grant.install_id,
-        "extension_id": grant.extension_id,
-    }
-    _LOG.log(level, "platform call failed: %s", why, extra={**ids, "operation": operation, **further})
+    _LOG.log(level, "platform call failed: %s", why, extra={**grant.log_fields, "operation": operation, **further})
 
 
 def _code_of(answer: PlatformAnswer) -> str:
