@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,14 +19,9 @@ from registry.domain.digests import ContentHash
 from registry.domain.errors import Reason, RefusalError
 from registry.provenance.domains import load_trust_domains
 from registry.provenance.verifier import BundleVerifier
-from registry.secrets.opening import build_opener
-from registry.services.events import EventOutbox
 from registry.services.executions import ExecutionRecorder
 from registry.services.measurements import MeasurementRecorder
 from registry.services.resolution import Resolver
-from registry.services.schedules import ScheduleService
-from registry.services.secret_reading import SecretMemory, SecretReader
-from registry.services.storage import StorageService
 from registry.tokens import ClaimNames, TokenVerifier
 from runnerd.artifacts.ahead import AheadChecker
 from runnerd.artifacts.compiler import Compiler, CompilerSettings
@@ -35,25 +30,11 @@ from runnerd.artifacts.loaded import InterfaceIndex
 from runnerd.artifacts.loader import ExtensionLoader, LoaderSettings
 from runnerd.artifacts.shared import Sharing, SharingSettings
 from runnerd.assets.supervisor import AssetsServer
-from runnerd.capabilities.broker import CapabilityBroker
-from runnerd.capabilities.egress_policy import EgressCeiling
-from runnerd.capabilities.events import events_handlers
-from runnerd.capabilities.handlers import Handler
-from runnerd.capabilities.http import FetchLimits, http_handlers
-from runnerd.capabilities.kv import kv_handlers
-from runnerd.capabilities.metrics import metrics_handlers
-from runnerd.capabilities.platform.api_keys import SecretApiKeys
-from runnerd.capabilities.platform.assembly import Platform, PlatformOptions
-from runnerd.capabilities.scheduler import scheduler_handlers
-from runnerd.capabilities.secrets import InstallSecrets, secrets_handlers
-from runnerd.capabilities.settings import settings_handlers
-from runnerd.capabilities.storage import storage_handlers
-from runnerd.capabilities.unavailable import unavailable_handlers
-from runnerd.capabilities.user import user_handlers
+from runnerd.capability_assembly import build_broker
 from runnerd.cells.commands import Commands, ignore_signals
 from runnerd.cells.exposition import families
 from runnerd.cells.link import Link, linked
-from runnerd.config import ArtifactsSettings, Cell, EgressSettings, RunnerdSettings, host_of, port_of
+from runnerd.config import ArtifactsSettings, Cell, RunnerdSettings, host_of, port_of
 from runnerd.dispatch.admission import Admission, AdmissionLimits
 from runnerd.dispatch.breaker import CircuitBreaker
 from runnerd.dispatch.capacity import Capacity
@@ -65,8 +46,6 @@ from runnerd.dispatch.host_calls import HostCallDesk
 from runnerd.dispatch.pool import Isolation, PoolSettings, WorkerPool
 from runnerd.dispatch.runner_info import HardeningState, RunnerInfo
 from runnerd.dispatch.workers import WorkerFactory
-from runnerd.egress.child import ChildSettings
-from runnerd.egress.client import ClientSettings, EgressClient
 from runnerd.engine.profile import EngineProfile, engine_fingerprint, engine_version
 from runnerd.http.ops import OpsApp, OpsServer
 from runnerd.rpc.intake import IntakeBudget
@@ -77,8 +56,6 @@ from runnerd.worker.settings import WorkerConfig
 
 DATABASE_ROLE: Final = "ext_runner"
 RUNNING_PER_CPU: Final = 2
-FETCH_GRACE_SECONDS: Final = 3.0
-"""A request ends by its own time before the broker ends it."""
 
 _log = structlog.get_logger(__name__)
 
@@ -206,7 +183,7 @@ async def open_daemon(settings: RunnerdSettings, *, cell: Cell, link: Link | Non
         generations = await Generations.start(lambda: _factory(settings, cell), metrics)
         stack.push_async_callback(generations.aclose)
         breaker = CircuitBreaker(metrics)
-        desk = HostCallDesk(await _broker(settings, database, measurements, metrics, stack), metrics)
+        desk = HostCallDesk(await build_broker(settings, database, measurements, metrics, stack), metrics)
         pool = _pool(settings, capacity, generations, desk=desk, breaker=breaker, metrics=metrics)
         stack.push_async_callback(pool.aclose)
         await pool.start()
@@ -250,104 +227,6 @@ async def open_daemon(settings: RunnerdSettings, *, cell: Cell, link: Link | Non
             generations=generations,
             metrics=metrics,
         )
-
-
-async def _broker(
-    settings: RunnerdSettings, database: Database, measurements: MeasurementRecorder, metrics: Metrics, stack: AsyncExitStack
-) -> CapabilityBroker:
-    """Make the broker and what its capabilities need; `stack` closes it."""
-    secrets = _secrets(settings, database, stack)
-    platform = _platform(settings, secrets)
-    stack.push_async_callback(platform.aclose)
-    egress = await _egress(settings, metrics)
-    if egress is not None:
-        stack.push_async_callback(egress.aclose)
-    fetching = _fetching(settings.egress, egress, metrics, secrets)
-    return CapabilityBroker(
-        (*_capabilities(settings, database, measurements, platform, secrets), fetching),
-        longer=dict.fromkeys(fetching, settings.egress.request_seconds + FETCH_GRACE_SECONDS),
-    )
-
-
-def _fetching(
-    settings: EgressSettings, egress: EgressClient | None, metrics: Metrics, secrets: InstallSecrets | None
-) -> Mapping[int, Handler]:
-    if egress is None:
-        return unavailable_handlers("alga:extension/http")
-    return http_handlers(
-        egress,
-        ceiling=EgressCeiling(hosts=settings.hosts, ports=settings.ports, schemes=settings.schemes),
-        limits=FetchLimits(
-            requests=settings.requests,
-            request_bytes=settings.request_bytes,
-            response_bytes=settings.response_bytes,
-            seconds=settings.request_seconds,
-        ),
-        metrics=metrics,
-        secrets=secrets,
-    )
-
-
-async def _egress(settings: RunnerdSettings, metrics: Metrics) -> EgressClient | None:
-    own = settings.egress
-    if not own.enabled:
-        return None
-    client = EgressClient(
-        ChildSettings(
-            require_hardening=settings.require_hardening,
-            name_servers=own.name_servers,
-            denied_ranges=own.denied_ranges,
-            allowed_ranges=own.allowed_ranges,
-            ca_file=None if own.ca_file is None else str(own.ca_file),
-        ),
-        ClientSettings(requests=own.concurrency, requests_per_tenant=own.concurrency_per_tenant, buffered_bytes=own.buffered_bytes),
-        metrics,
-    )
-    await client.start()
-    return client
-
-
-def _capabilities(
-    settings: RunnerdSettings,
-    database: Database,
-    measurements: MeasurementRecorder,
-    platform: Platform,
-    secrets: InstallSecrets | None,
-) -> Iterable[Mapping[int, Handler]]:
-    """Make every capability, with what is behind it."""
-    storage = StorageService(database, writes_per_install=max(1, settings.database.pool_size // 3))
-    return (
-        settings_handlers(),
-        user_handlers(),
-        unavailable_handlers("alga:extension/secrets") if secrets is None else secrets_handlers(secrets),
-        storage_handlers(storage),
-        kv_handlers(storage),
-        *platform.handlers(),
-        scheduler_handlers(ScheduleService(database)),
-        metrics_handlers(measurements),
-        events_handlers(EventOutbox(database, settings.events.limits), per_invocation=settings.events.per_invocation),
-    )
-
-
-def _platform(settings: RunnerdSettings, secrets: InstallSecrets | None) -> Platform:
-    platform = settings.platform
-    return Platform(
-        PlatformOptions(
-            base_url=platform.base_url,
-            token_file=platform.token_file,
-            proxy_base_url=platform.proxy_base_url,
-            proxy_token_file=platform.proxy_token_file,
-            ca_file=platform.ca_file,
-            production=settings.is_production,
-            connect_seconds=platform.connect_seconds,
-            call_seconds=platform.call_seconds,
-            calls=platform.calls,
-            calls_per_install=platform.calls_per_install,
-            answer_bytes=platform.answer_bytes,
-            proxy_answer_bytes=platform.proxy_answer_bytes,
-        ),
-        api_keys=None if secrets is None else SecretApiKeys(secrets),
-    )
 
 
 class _Readiness:
@@ -443,16 +322,6 @@ def _hardening(name: str, applied: bool) -> HardeningState:  # noqa: FBT001 - an
 def package_version() -> str:
     """Return the version of this build."""
     return metadata.version("extrunner")
-
-
-def _secrets(settings: RunnerdSettings, database: Database, stack: AsyncExitStack) -> InstallSecrets | None:
-    if settings.secrets is None:
-        return None
-    opener = build_opener(settings.secrets, refuse_development_keys=settings.is_production)
-    memory = SecretMemory(seconds=settings.secrets.memory_seconds, entries=settings.secrets.memory_entries)
-    reader = SecretReader(database, opener, memory=memory)
-    stack.push_async_callback(reader.aclose)
-    return InstallSecrets(reader)
 
 
 def _verifier(settings: RunnerdSettings, metrics: Metrics) -> BundleVerifier:
