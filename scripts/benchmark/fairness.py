@@ -63,8 +63,8 @@ _NEIGHBOURS: Final = {
 }
 
 
-_QUICK: Final = ("short_calls", "spinning_calls")
-"""Neighbours of a quick run: those that take the processors."""
+_QUICK: Final = ("short_calls",)
+"""Neighbours of a quick run: the one that is felt most."""
 
 
 def measure(bench: Bench) -> Figures:

@@ -8,6 +8,7 @@ from scripts.benchmark.bench import HELLO_TENANTS, NOTES_TENANT, Bench, Figures
 from scripts.benchmark.generators import Shape, h2load_is_available, load_execute
 
 _HELLO_CONNECTIONS: Final = (1, 8, 32)
+_QUICK_CONNECTIONS: Final = (1, 32)
 _NOTES_CONNECTIONS: Final = (1, 8)
 
 
@@ -16,14 +17,15 @@ def measure(bench: Bench) -> Figures:
     if not h2load_is_available():
         bench.miss("latency: h2load is not installed")
         return {}
-    seconds = 1 if bench.quick else 5
+    seconds, warm_seconds = (1, 0.5) if bench.quick else (5, 1.0)
     figures: Figures = {}
     if bench.hello is None:
         bench.miss("latency of the hello guest: Node.js or componentize-js is not installed")
     else:
         p50, p99 = {}, {}
-        for connections in _HELLO_CONNECTIONS:
-            loaded = load_execute(bench, bench.hello, HELLO_TENANTS, Shape(connections=connections, seconds=seconds))
+        for connections in _QUICK_CONNECTIONS if bench.quick else _HELLO_CONNECTIONS:
+            shape = Shape(connections=connections, seconds=seconds, warm_seconds=warm_seconds)
+            loaded = load_execute(bench, bench.hello, HELLO_TENANTS, shape)
             p50[str(connections)], p99[str(connections)] = loaded.p50_ms, loaded.p99_ms
         figures |= {"latency_js_p50_ms": p50, "latency_js_p99_ms": p99}
     if bench.quick:

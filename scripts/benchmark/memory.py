@@ -58,7 +58,7 @@ async def _in_flight(bench: Bench, sample: Sample) -> float | None:
             return [asyncio.create_task(call(tenant, path)) for tenant in HELLO_TENANTS for _ in range(_CALLS_OF_TENANT)]
 
         found: list[float] = []
-        for _ in range(3):
+        for _ in range(1 if bench.quick else 3):
             await asyncio.gather(*await at_once("/busy"))
             await asyncio.sleep(_SETTLE_SECONDS)
             idle = _private(bench)

@@ -27,7 +27,7 @@ def measure(bench: Bench) -> Figures:
     if bench.hello is None or not h2load_is_available():
         bench.miss("overhead: h2load, Node.js or componentize-js is not installed")
         return {}
-    seconds = 2 if bench.quick else 5
+    seconds = 1 if bench.quick else 5
     tenant = HELLO_TENANTS[:1]
     shape = Shape(connections=1, seconds=seconds)
     load_execute(bench, bench.hello, tenant, Shape(connections=1, seconds=1))

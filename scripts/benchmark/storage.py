@@ -40,7 +40,7 @@ def measure(bench: Bench) -> Figures:
         return {}
     extension = bench.probe.name
     urls = {role: bench.machine.state.database_url_file(role).read_text("utf-8").strip() for role in (ADMIN, RUNNER)}
-    return {"storage_ops_per_s": asyncio.run(_measure(urls, extension, seconds=0.5 if bench.quick else 3.0))}
+    return {"storage_ops_per_s": asyncio.run(_measure(urls, extension, seconds=0.25 if bench.quick else 3.0))}
 
 
 async def _measure(urls: Mapping[str, str], extension: str, *, seconds: float) -> dict[str, dict[str, int]]:

@@ -33,7 +33,7 @@ def measure(bench: Bench) -> Figures:
     if sample is None:
         bench.miss("throughput: Node.js or componentize-js is not installed")
         return {}
-    figures = _ceiling(sample, seconds=2 if bench.quick else 6)
+    figures = _ceiling(sample, seconds=1 if bench.quick else 6)
     if not h2load_is_available():
         bench.miss("throughput: h2load is not installed")
         return figures
@@ -53,7 +53,7 @@ def _tenants(connections: int) -> tuple[str, ...]:
 
 
 def _compared(bench: Bench, sample: Sample, ceiling: float) -> Figures:
-    seconds, rounds = (2, 1) if bench.quick else (5, 3)
+    seconds, warm_seconds, rounds = (1, 0.5, 1) if bench.quick else (5, 1.0, 3)
     ours: defaultdict[int, list[float]] = defaultdict(list)
     theirs: defaultdict[int, list[float]] = defaultdict(list)
     daemon: list[float] = []
@@ -66,8 +66,8 @@ def _compared(bench: Bench, sample: Sample, ceiling: float) -> Figures:
         bench.miss(f"wasmtime serve: {missing}")
         peer = None
     for _ in range(rounds):
-        for connections in _CONNECTIONS:
-            shape = Shape(connections=connections, seconds=seconds)
+        for connections in _COMPARED if bench.quick else _CONNECTIONS:
+            shape = Shape(connections=connections, seconds=seconds, warm_seconds=warm_seconds)
             if peer is not None:
                 with peer.running() as url:
                     theirs[connections].append(load_http(url, shape, bench.work).per_second)

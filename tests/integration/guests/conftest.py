@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,24 +14,18 @@ import pytest_asyncio
 
 from extrunner.runner.v1 import execution_pb2, runner_service_pb2
 from registry.database import Database
-from registry.domain.digests import ContentHash
 from registry.domain.errors import Reason, RefusalError
-from registry.domain.limits import MIB, LimitWishes
+from registry.domain.limits import LimitWishes
 from registry.domain.records import ExecutionRecord
 from registry.migrations.roles import ADMIN, OWNER, libpq_conninfo
 from registry.services.executions import ExecutionQuery
 from registry.services.installing import InstallService, InstallView
 from registry.services.secrets import SecretWriter
 from registry.tokens import RUNNER_AUDIENCE, TokenMinter
-from runnerd.artifacts.cache import ArtifactCache
-from runnerd.artifacts.keys import ArtifactSigner
-from runnerd.artifacts.records import ArtifactStatement, write_artifact_record
-from runnerd.artifacts.sealed import seal_bytes
 from runnerd.capabilities.catalog import FUNCTIONS
-from runnerd.engine.profile import BRIDGE_VERSION, engine_fingerprint
 from tests.fakes.daemon_process import ISSUER, Machine, Running, make_empty_machine, publish, started
 from tests.fakes.dispatch_kit import OTHER_TENANT, TENANT
-from tests.fakes.guests import compiled_of
+from tests.fakes.placed_artifacts import place_artifact
 from tests.fakes.probe_guests import GUESTS, Answer, ProbeGuest, build_probe, read_answer, write_call
 from tests.fakes.probe_servers import WEB_NAME, WEB_PORTS, probe_servers
 from tests.fakes.probe_table import MOST_KEYS, SECRETS, SETTINGS, USER, Probe, Surroundings
@@ -105,28 +97,6 @@ class Probed:
         raise AssertionError(message)
 
 
-def place_artifact(machine: Machine, digest: ContentHash, component: Path) -> None:
-    """Leave the compiled guest where the daemon looks first, signed with its key: its own compiler gives way to all else."""
-    compiled, fingerprint = compiled_of(component), engine_fingerprint()
-    artifact = seal_bytes("probe", compiled.artifact)
-    statement = ArtifactStatement(
-        content_hash=digest,
-        component_sha256=hashlib.sha256(component.read_bytes()).hexdigest(),
-        bridge_version=BRIDGE_VERSION,
-        bridge_applied=compiled.bridged,
-        engine_fingerprint=fingerprint,
-        artifact_sha256=artifact.sha256,
-        artifact_bytes=artifact.size,
-        memories=compiled.memories,
-    )
-    record = write_artifact_record(statement, ArtifactSigner.from_file(machine.folder / "keys" / "artifacts.ed25519"))
-    folder = machine.folder / "cache" / "artifacts"
-    folder.parent.mkdir(mode=0o700, exist_ok=True)
-    kept = ArtifactCache(folder, fingerprint=fingerprint, max_bytes=1024 * MIB, max_artifact_bytes=256 * MIB)
-    assert kept.store(digest, artifact, record)
-    artifact.close()
-
-
 async def seal_secrets(machine: Machine, database: Database, installs: Sequence[InstallView]) -> dict[str, str]:
     """Give each install the secrets of the table, and return the daemon's settings for opening them."""
     pair = make_pair(machine.folder, "secrets", development=True)
@@ -150,7 +120,7 @@ async def probed(module_database_urls: Mapping[str, str], tmp_path_factory: pyte
         for guest in GUESTS:
             bundle, component = build_probe(guest, MANIFEST, folder / "guests")
             machine.hashes[guest.name] = digest = await publish(machine, database, bundle)
-            place_artifact(machine, digest, component)
+            place_artifact(folder / "cache", folder / "keys" / "artifacts.ed25519", digest, component)
             for tenant, granted in ((TENANT, CAPABILITIES), (OTHER_TENANT, [])):
                 installs[tenant, guest.name] = await InstallService(database).install(
                     tenant, guest.name, granted=granted, config=SETTINGS, limits=LIMITS, actor="test"
