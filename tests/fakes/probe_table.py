@@ -214,6 +214,8 @@ def kv(_: Surroundings) -> list[Probe]:
         asks("kv.list", space, None, 0, None, refuses="invalid"),
         asks("kv.list", space, None, 101, None, refuses="invalid"),
         asks("kv.list", space, None, None, "of nobody", refuses="invalid"),
+        asks("kv.get", space, "a/b", refuses="invalid"),
+        asks("kv.delete", "", "a", None, refuses="invalid"),
         asks("kv.delete", space, "a", 1, refuses="conflict"),
         asks("kv.delete", space, "a", 2),
         asks("kv.delete", space, "a", None, refuses="missing"),

@@ -53,6 +53,55 @@ async def test_table__asks_every_function_of_the_catalog() -> None:
     assert {probe.function.qualified_name for probe in EVERYTHING} == {function.qualified_name for function in FUNCTIONS}
 
 
+NEEDING_THE_DATABASE = [
+    probe
+    for probe in EVERYTHING
+    if probe.function.interface.endswith(("/storage", "/kv")) and probe.answer.error in {None, "missing"} and probe.arguments[-1] != []
+]
+NEVER = {
+    "http.fetch": "internal",
+    "storage.get": "conflict",
+    "storage.put": "missing",
+    "storage.delete": "conflict",
+    "storage.list-entries": "missing conflict",
+    "kv.get": "conflict quota-exceeded",
+    "kv.put": "missing",
+    "kv.delete": "quota-exceeded",
+    "kv.list": "missing conflict quota-exceeded",
+    "kv.put-many": "missing conflict",
+    "events.publish": "internal",
+    **dict.fromkeys(("metrics.counter-add", "metrics.gauge-set", "metrics.histogram-record"), "internal"),
+    **dict.fromkeys(("scheduler.list-schedules", "scheduler.get-endpoints"), "not-found validation-failed quota-exceeded internal"),
+    "scheduler.get-schedule": "validation-failed quota-exceeded internal",
+}
+"""Cases that a function's type has and no guest can bring about here: they are those of other functions, or failures of ours."""
+
+
+async def test_table__asks_for_every_error_that_a_guest_can_bring_about() -> None:
+    told = {(probe.function.number, probe.answer.error) for probe in EVERYTHING}
+    told |= {(probe.function.number, "internal") for probe in NEEDING_THE_DATABASE}
+    told |= {(function.number, str(function.denied)) for function in FUNCTIONS}
+    left = {
+        function.qualified_name.partition("/")[2]: {case for case in function.error.cases if (function.number, case) not in told}
+        for function in FUNCTIONS
+        if function.error is not None
+    }
+    assert {name: cases for name, cases in left.items() if cases} == {name: set(cases.split()) for name, cases in NEVER.items()}
+
+
+@by_guest
+async def test_database_that_fails__is_internal(probed: Probed, guest: ProbeGuest) -> None:
+    asked = of_world(guest, NEEDING_THE_DATABASE)
+    internal = [Probe(function=probe.function, arguments=probe.arguments, answer=Answer(error="internal")) for probe in asked]
+    with psycopg.connect(libpq_conninfo(probed.daemon.machine.urls[OWNER]), autocommit=True) as owner:
+        owner.execute("alter table ext_storage_record rename to away")
+        try:
+            told = await probed.ask(guest, internal)
+        finally:
+            owner.execute("alter table away rename to ext_storage_record")
+    assert differences(internal, told.answers) == ""
+
+
 @pytest.mark.parametrize(("guest", "name"), ASKED, ids=short)
 async def test_granted__answers_what_the_table_says(probed: Probed, guest: ProbeGuest, name: str) -> None:
     probes = SCENARIOS[name](probed.around(guest))
