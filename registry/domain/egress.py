@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from registry.domain.headers import HOP_BY_HOP
+from registry.domain.ids import is_secret_name
 
 HOST_PATTERN: Final = r"^(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 """A name in lower case, or "*." and a name; the latter stands for one or more labels in front of it."""
@@ -23,7 +24,6 @@ DEFAULT_PORTS: Final = (443,)
 DEFAULT_SCHEMES: Final = ("https",)
 MAX_BINDINGS: Final = 32
 _MAX_PORT: Final = 65_535
-_SECRET = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 _HEADER = re.compile(r"[a-z0-9][a-z0-9-]{0,63}\Z")
 _NEVER_BOUND: Final = HOP_BY_HOP | {"host", "content-length", "content-type", "accept-encoding", "expect"}
 _HOST = re.compile(HOST_PATTERN)
@@ -63,7 +63,7 @@ class SecretBinding:
     def is_valid(self) -> bool:
         """Whether it is one that can be written; the host is still to be compared with what is declared."""
         return (
-            _SECRET.match(self.secret) is not None
+            is_secret_name(self.secret)
             and _HEADER.match(self.header) is not None
             and self.header not in _NEVER_BOUND
             and is_host_pattern(self.host)

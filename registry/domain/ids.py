@@ -1,4 +1,4 @@
-"""Identifiers: their types, their grammar, and how new ones are made."""
+"""Identifiers and names: their types, their grammar, and how new ones are made."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ MAX_EXTENSION_NAME_CHARACTERS = 128
 PUBLISHER_NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?$"
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
+_SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 _EXTENSION_NAME = re.compile(EXTENSION_NAME_PATTERN)
 _PUBLISHER_NAME = re.compile(PUBLISHER_NAME_PATTERN)
@@ -61,3 +62,8 @@ def is_publisher_name(text: str) -> bool:
 def is_request_id(text: str) -> bool:
     """Tell whether `text` can be a request id: 1 to 128 of [A-Za-z0-9._-]."""
     return _REQUEST_ID.match(text) is not None
+
+
+def is_secret_name(text: str) -> bool:
+    """Tell whether `text` can name a secret: 1 to 128 of A-Z a-z 0-9 _ . -, not beginning with "." or "-"."""
+    return _SECRET_NAME.match(text) is not None

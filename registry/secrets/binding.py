@@ -5,7 +5,6 @@ Attack it stops (T6): whoever writes to the database copies the ciphertext of on
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,14 +13,8 @@ from registry.domain.ids import InstallId, TenantId
 MAX_VALUE_BYTES: Final = 64 * 1024
 MAX_SECRETS: Final = 64
 """Of one install."""
-_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 _PURPOSE: Final = b"extrunner secret envelope 1"
 _LENGTH_BYTES: Final = 4
-
-
-def is_secret_name(name: str) -> bool:
-    """Tell whether `name` can name a secret: 1 to 128 of A-Z a-z 0-9 _ . -, not beginning with "." or "-"."""
-    return _NAME.match(name) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,10 +20,10 @@ from typing import Final
 
 from registry.database import Database
 from registry.domain.errors import RefusalError
-from registry.domain.ids import InstallId, TenantId
+from registry.domain.ids import InstallId, TenantId, is_secret_name
 from registry.repositories.audit import AuditRepository
 from registry.repositories.secrets import SecretRepository, StoredSecret
-from registry.secrets.binding import Binding, is_secret_name
+from registry.secrets.binding import Binding
 from registry.secrets.envelope import EnvelopeRejectedError, SecretEnvelopeError, UnknownKeyError
 from registry.secrets.opening import Opener
 

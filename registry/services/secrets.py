@@ -13,10 +13,10 @@ from typing import Final
 
 from registry.database import Database
 from registry.domain.errors import Reason, RefusalError
-from registry.domain.ids import InstallId, TenantId
+from registry.domain.ids import InstallId, TenantId, is_secret_name
 from registry.repositories.audit import AuditRepository
 from registry.repositories.secrets import SecretRepository, SecretView
-from registry.secrets.binding import MAX_SECRETS, MAX_VALUE_BYTES, Binding, is_secret_name
+from registry.secrets.binding import MAX_SECRETS, MAX_VALUE_BYTES, Binding
 from registry.secrets.envelope import SecretEnvelopeError
 from registry.secrets.sealing import Sealer
 

@@ -10,5 +10,6 @@ In the order of a call:
     results.py, answers.py   the answer: a value or a case; and what every function can say: refused, not offered, failed
     denials.py               why it was refused, for the record of the execution
 
-`context` and `logging` need nothing of the daemon's and are answered in the worker (`runnerd/engine/host_functions.py`).
+`context` and `logging` need nothing of the daemon's and are answered in the worker (`runnerd/engine/host_functions.py`). What is behind
+the others is chosen in `runnerd/capability_assembly.py`.
 """

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.domain.ids import InstallId, TenantId
-from registry.secrets.binding import Binding, is_secret_name
+from registry.domain.ids import InstallId, TenantId, is_secret_name
+from registry.secrets.binding import Binding
 from registry.secrets.envelope import Envelope, EnvelopeRejectedError, UnknownKeyError, WrappedKey
 from registry.secrets.local_keys import LocalUnwrapper, LocalWrapper, SecretKeyError
 from registry.secrets.opening import build_opener
