@@ -34,6 +34,7 @@ from registry.repositories.installs import InstallRepository, InstallView, NewIn
 from registry.repositories.version_order import is_version
 from registry.repositories.versions import VersionRepository, VersionRow
 from registry.services.pages import checked_limit, decode_cursor, encode_cursor
+from registry.services.refusals import no_such_install
 
 __all__ = ["InstallService", "InstallView"]
 
@@ -262,7 +263,7 @@ class InstallService:
         async with self._database.tenant_session(tenant_id) as session:
             installs = InstallRepository(session, tenant_id)
             if not await installs.set_egress_count(install_id, duration.total_seconds()):
-                raise _not_installed()
+                raise no_such_install()
             changed = _found(await installs.find(install_id))
             detail = {"until": None if not duration else str(changed.egress.count_until)}
             await AuditRepository(session, TenantId(tenant_id)).record(
@@ -278,7 +279,7 @@ class InstallService:
         """
         async with self._database.tenant_session(tenant_id) as session:
             if not await InstallRepository(session, tenant_id).uninstall(install_id, purge=purge):
-                raise _not_installed()
+                raise no_such_install()
             audit = AuditRepository(session, TenantId(tenant_id))
             await audit.record(actor=actor, action="install.delete", subject=install_id, detail={"purge": purge})
 
@@ -388,9 +389,5 @@ def _given(limits: LimitWishes) -> dict[str, int]:
 
 def _found(install: InstallView | None) -> InstallView:
     if install is None:
-        raise _not_installed()
+        raise no_such_install()
     return install
-
-
-def _not_installed() -> RefusalError:
-    return RefusalError(Reason.EXTENSION_NOT_INSTALLED, "There is no such install for this tenant; check the id.")

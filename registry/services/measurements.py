@@ -43,6 +43,7 @@ from registry.domain.measurements import (
 from registry.repositories.audit import AuditRepository
 from registry.repositories.installs import InstallRepository
 from registry.repositories.measurements import MeasurementRepository
+from registry.services.refusals import no_such_install
 
 FLUSH_SECONDS: Final = 10.0
 MAX_GATHERED: Final = 20_000
@@ -315,4 +316,4 @@ class MeasurementQuery:
 
 async def _installed(installs: InstallRepository, install_id: str) -> None:
     if await installs.find(install_id) is None:
-        raise RefusalError(Reason.EXTENSION_NOT_INSTALLED, "The tenant has no such install.")
+        raise no_such_install()

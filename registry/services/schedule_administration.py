@@ -14,6 +14,7 @@ from registry.domain.errors import Reason, RefusalError
 from registry.domain.ids import TenantId
 from registry.repositories.audit import AuditRepository
 from registry.repositories.schedules import InstalledEndpoints, Schedule, ScheduleRepository
+from registry.services.refusals import no_such_install
 from registry.services.schedule_rules import is_schedulable
 
 __all__ = ["ScheduleAdministration", "ScheduleView"]
@@ -84,7 +85,7 @@ class ScheduleAdministration:
 async def _installed_endpoints(schedules: ScheduleRepository, install_id: str) -> InstalledEndpoints:
     found = await schedules.find_endpoints(install_id)
     if found is None:
-        raise RefusalError(Reason.EXTENSION_NOT_INSTALLED, "There is no such install for this tenant; check the id.")
+        raise no_such_install()
     return found
 
 

@@ -19,6 +19,7 @@ from registry.repositories.secrets import SecretRepository, SecretView
 from registry.secrets.binding import MAX_SECRETS, MAX_VALUE_BYTES, Binding
 from registry.secrets.envelope import SecretEnvelopeError
 from registry.secrets.sealing import Sealer
+from registry.services.refusals import no_such_install
 
 __all__ = ["SecretView", "SecretWriter"]
 
@@ -94,7 +95,7 @@ class SecretWriter:
             secrets = SecretRepository(session, tenant_id)
             found = await secrets.find_install(install_id)
             if found is None:
-                raise _not_installed()
+                raise no_such_install()
             return await secrets.list_secrets(found)
 
     async def delete(self, tenant_id: TenantId | str, install_id: str, name: str, *, actor: str) -> None:
@@ -125,7 +126,7 @@ class SecretWriter:
 async def _locked(secrets: SecretRepository, install_id: str, expires_at: datetime | None) -> InstallId:
     locked = await secrets.lock_install(install_id, expires_at=expires_at)
     if locked is None:
-        raise _not_installed()
+        raise no_such_install()
     if not locked[1]:
         raise RefusalError(Reason.INVALID_REQUEST, "The time of expiry is past.")
     return locked[0]
@@ -150,7 +151,3 @@ def _checked_value(value: str) -> bytes:
     if not 1 <= len(data) <= MAX_VALUE_BYTES:
         raise RefusalError(Reason.INVALID_REQUEST, f"A value has 1 to {MAX_VALUE_BYTES} bytes.")
     return data
-
-
-def _not_installed() -> RefusalError:
-    return RefusalError(Reason.EXTENSION_NOT_INSTALLED, "There is no such install for this tenant; check the id.")
