@@ -85,14 +85,16 @@ print(service.pid, flush=True)
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as supervisor:
-        assert supervisor.stdout is not None
-        service = int(supervisor.stdout.readline())
-        # The service has asked the kernel once it runs its own program.
-        for _ in range(200):
-            if b"time.sleep(600)" in (Path("/proc") / str(service) / "cmdline").read_bytes().split(b"\0")[2:3][0]:
-                break
-            time.sleep(0.05)
-        supervisor.kill()
+        try:
+            assert supervisor.stdout is not None
+            service = int(supervisor.stdout.readline())
+            # The service has asked the kernel once it runs its own program; until then it shows its supervisor's, or nothing.
+            for _ in range(200):
+                if b"import time; time.sleep(600)" in (Path("/proc") / str(service) / "cmdline").read_bytes().split(b"\0"):
+                    break
+                time.sleep(0.05)
+        finally:
+            supervisor.kill()
     assert wait_until_gone(service)
 
 
