@@ -121,6 +121,7 @@ async def _fetching(
             denied_ranges=egress.denied_ranges,
             allowed_ranges=egress.allowed_ranges,
             ca_file=None if egress.ca_file is None else str(egress.ca_file),
+            ports=egress.ports,
         ),
         ClientSettings(
             requests=egress.concurrency, requests_per_tenant=egress.concurrency_per_tenant, buffered_bytes=egress.buffered_bytes

@@ -10,6 +10,7 @@ import logging
 import resource
 import socket
 import ssl
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -48,6 +49,8 @@ class ChildSettings:
     allowed_ranges: tuple[str, ...] = ()
     ca_file: str | None = None
     """PEM: authorities that are trusted besides the system's."""
+    ports: tuple[int, ...] | None = None
+    """TCP ports that the operator allows; the kernel refuses every other one, whatever this process believes. None: all."""
 
     def to_argument(self) -> str:
         """Return what `from_argument` reads."""
@@ -72,17 +75,20 @@ async def serve(settings: ChildSettings, control_fd: int) -> None:
     logging.getLogger("aiohttp").disabled = True  # What strangers send must not write the operator's log.
     addresses = AddressPolicy(denied=settings.denied_ranges, allowed=settings.allowed_ranges)  # (2)
     requests = _room()
-    pools = Pools(Resolver(name_servers(settings.name_servers)), addresses, tls_context(settings.ca_file), most=requests)
+    servers = name_servers(settings.name_servers)
+    pools = Pools(Resolver(servers), addresses, tls_context(settings.ca_file), most=requests)
     desk = _Desk(reader, writer, pools, most=requests)
-    steps = harden_child(require=settings.require_hardening)  # (3)
+    ports = None if settings.ports is None else {*settings.ports, *(server.port for server in servers)}
+    steps = harden_child(require=settings.require_hardening, ports=ports)  # (3)
     desk.send(encode_document(Kind.READY, 0, {"hardening": steps}))  # (4)
     await desk.serve()  # (5)
 
 
-def harden_child(*, require: bool) -> dict[str, bool]:
+def harden_child(*, require: bool, ports: Iterable[int] | None = None) -> dict[str, bool]:
     """Give up everything that requests do not need; return each step and whether it is in force.
 
-    Afterwards no path opens and no program starts; sockets are made for TCP and UDP only, and none of them listens.
+    Afterwards no path opens and no program starts; sockets are made for TCP and UDP only, none of them listens, and where landlock knows
+    the network, TCP reaches `ports` only: not PostgreSQL's, whatever address a mistake in the address filter let through (T11).
 
     Raises:
         HardeningError: a mandatory step failed and `require` says that this is fatal.
@@ -90,7 +96,7 @@ def harden_child(*, require: bool) -> dict[str, bool]:
     for name in LATE_CODECS:
         codecs.lookup(name)
     "warm".encode("idna")
-    report = harden("egress", require=require, namespaces=False)
+    report = harden("egress", require=require, connect_ports=ports, namespaces=False)
     return {step.value: report.holds(step) for step in Step}
 
 

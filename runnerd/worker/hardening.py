@@ -91,6 +91,8 @@ class HardeningProfile:
     ioctls: tuple[int, ...] = ()
     connects: bool = False
     """It makes TCP and UDP sockets and connects them; it never listens."""
+    connect_ports: frozenset[int] | None = None
+    """With `connects`: the only TCP ports that landlock leaves to it, on any host; None leaves all."""
     readable: tuple[str, ...] = ()
     """Folders that landlock leaves readable."""
     keep_descriptors: frozenset[int] | None = None
@@ -111,7 +113,12 @@ PROFILES: Mapping[str, HardeningProfile] = MappingProxyType({profile.name: profi
 
 
 def harden(
-    profile: HardeningProfile | str, *, require: bool = True, readable: Iterable[str] = (), namespaces: bool = True
+    profile: HardeningProfile | str,
+    *,
+    require: bool = True,
+    readable: Iterable[str] = (),
+    connect_ports: Iterable[int] | None = None,
+    namespaces: bool = True,
 ) -> HardeningReport:
     """Take every step at once; for processes that need nothing in between.
 
@@ -122,6 +129,7 @@ def harden(
         profile: or the name of one of `PROFILES`.
         require: raise where a mandatory step fails. False only in development.
         readable: folders that stay readable, besides the profile's.
+        connect_ports: the only TCP ports that stay reachable, for a profile that connects.
         namespaces: try to leave the network and IPC namespaces. A listening socket that the process already has keeps working.
 
     Raises:
@@ -130,6 +138,8 @@ def harden(
     chosen = PROFILES[profile] if isinstance(profile, str) else profile
     if readable:
         chosen = replace(chosen, readable=(*chosen.readable, *readable))
+    if connect_ports is not None:
+        chosen = replace(chosen, connect_ports=frozenset(connect_ports))
     report = enter_namespaces() if namespaces else HardeningReport()
     report = report.joined(give_up_privileges(chosen))
     return close_down(chosen, report, require=require)
@@ -324,7 +334,8 @@ def _data_in_use() -> int:
 
 _FS_BITS = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}
 """Accesses to the file system that each version of landlock handles."""
-_NETWORK_VERSION, _NETWORK_BITS, _BIND_BIT = 4, 0b11, 0b01
+_NETWORK_VERSION, _BIND_BIT, _CONNECT_BIT = 4, 0b01, 0b10
+"""TCP only: landlock knows no UDP yet."""
 _SCOPE_VERSION, _SCOPE_BITS = 6, 0b11
 """Abstract UNIX sockets and signals."""
 _READ_FILE_AND_FOLDER = 0b1100
@@ -332,9 +343,11 @@ _READ_FILE_AND_FOLDER = 0b1100
 
 def _landlock(profile: HardeningProfile) -> None:
     version = kernel.landlock_version()
+    connects_anywhere = profile.connects and profile.connect_ports is None
+    network = (_BIND_BIT if connects_anywhere else _BIND_BIT | _CONNECT_BIT) if version >= _NETWORK_VERSION else 0
     ruleset = kernel.landlock_ruleset(
         filesystem=_FS_BITS[min(version, max(_FS_BITS))],
-        network=(_BIND_BIT if profile.connects else _NETWORK_BITS) if version >= _NETWORK_VERSION else 0,
+        network=network,
         scoped=_SCOPE_BITS if version >= _SCOPE_VERSION else 0,
     )
     try:
@@ -344,6 +357,9 @@ def _landlock(profile: HardeningProfile) -> None:
                 kernel.landlock_allow(ruleset, descriptor, _READ_FILE_AND_FOLDER)
             finally:
                 os.close(descriptor)
+        if network & _CONNECT_BIT:
+            for port in sorted(profile.connect_ports or ()):
+                kernel.landlock_allow_port(ruleset, port, _CONNECT_BIT)
         kernel.landlock_restrict(ruleset)
     finally:
         os.close(ruleset)

@@ -30,6 +30,7 @@ _SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}
 _CAPABILITY_VERSION_3 = 0x20080522
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _LANDLOCK_RULE_PATH_BENEATH = 1
+_LANDLOCK_RULE_NET_PORT = 2
 _SECCOMP_SET_MODE_FILTER = 1
 _SECCOMP_FILTER_FLAG_TSYNC = 1
 _MAX_CAPABILITY = 63
@@ -106,6 +107,12 @@ def landlock_allow(ruleset: int, folder: int, access: int) -> None:
     """Allow an access beneath an open folder."""
     rule = struct.pack("<Qi", access, folder)
     _syscall("landlock", _SYS_LANDLOCK_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(_LANDLOCK_RULE_PATH_BENEATH), rule, ctypes.c_uint32(0))
+
+
+def landlock_allow_port(ruleset: int, port: int, access: int) -> None:
+    """Allow an access to one TCP port."""
+    rule = struct.pack("<QQ", access, port)
+    _syscall("landlock", _SYS_LANDLOCK_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(_LANDLOCK_RULE_NET_PORT), rule, ctypes.c_uint32(0))
 
 
 def landlock_restrict(ruleset: int) -> None:

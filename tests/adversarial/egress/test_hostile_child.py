@@ -236,8 +236,9 @@ PROBE = """
         def landlock_version():
             raise OSError(38, "no landlock")
         kernel.landlock_version = landlock_version
-    harden_child(require=True)
+    harden_child(require=True, ports={int(sys.argv[4])})
     libc = ctypes.CDLL(None, use_errno=True)
+    other = ("127.0.0.1", int(sys.argv[6]))
     def refused(step):
         try:
             result = step()
@@ -272,6 +273,9 @@ PROBE = """
         "memory of the parent": refused(lambda: os.open(f"/proc/{os.getppid()}/mem", os.O_RDONLY)),
         "new namespace": refused(lambda: libc.unshare(0x10000000)),
         "connect tcp (its work)": not refused(reached),
+        "another port, where landlock is": sys.argv[5] == "without landlock" or refused(lambda: socket.create_connection(other)),
+        "another port by fast open": refused(lambda: socket.socket().sendto(b"x", 0x20000000, other)),
+        "another port by fast open in a message": refused(lambda: socket.socket().sendmsg([b"x"], [], 0x20000000, other)),
     }))
 """
 
@@ -280,13 +284,26 @@ PROBE = """
 def test_hardened_child__connects_and_does_nothing_else(tmp_path: Path, landlock: str) -> None:
     key = tmp_path / "key"
     key.write_text(SECRET)
-    with socket.socket(socket.AF_UNIX) as database, socket.create_server(("127.0.0.1", 0)) as server:
+    with (
+        socket.socket(socket.AF_UNIX) as database,
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
         path = str(tmp_path / "s.PGSQL")
         database.bind(path)
         database.listen()
         Path(path).chmod(0o777)
-        arguments = [str(ROOT), str(key), path, str(server.getsockname()[1]), landlock]
+        arguments = [str(ROOT), str(key), path, str(server.getsockname()[1]), landlock, str(other.getsockname()[1])]
         probe = [sys.executable, "-B", "-c", textwrap.dedent(PROBE), *arguments]
         done = subprocess.run(probe, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert [name for name, is_refused in json.loads(done.stdout).items() if not is_refused] == []
+
+
+async def test_port_that_the_operator_did_not_allow__is_the_kernel_s_to_refuse() -> None:
+    # As if a mistake in the filters had let the address and the port through: the request goes straight to the process.
+    async with raw_server(ok()) as allowed, raw_server(ok()) as database, egress(allowed_ranges=LOOPBACK, ports=(allowed.port,)) as kit:
+        assert (await kit.get(f"http://127.0.0.1:{allowed.port}/")).status == 200
+        assert await kit.failure(f"http://127.0.0.1:{database.port}/") == "connect"
+        # Names are still looked up: their servers' ports are allowed as well.
+        assert await kit.failure("http://absent.example/") == "dns"
