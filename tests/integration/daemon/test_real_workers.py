@@ -149,7 +149,8 @@ async def test_last_words__of_a_call_that_does_not_return__are_in_its_record(rea
         record = kit.recorder.records[0]
         said = [(line["message"], line["stream"], line["level"]) for line in record.log]
         assert said == [("last words", "log", "info")]
-        assert record.reason == {"killed": "WORKER_CRASHED", "cancelled": "CANCELLED", "cut": "wall_time"}[end]
+        # It computes: which of the two limits of time it meets first depends on how much of a processor it gets.
+        assert record.reason in {"killed": ["WORKER_CRASHED"], "cancelled": ["CANCELLED"], "cut": ["wall_time", "cpu_time"]}[end]
         assert call.cancelled() or call.exception() is not None or end == "cut"
 
 
