@@ -10,8 +10,10 @@ path of the machine (`../../etc/passwd`); a payload that ends its reader.
 from __future__ import annotations
 
 import json
+import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cache
@@ -19,11 +21,27 @@ from importlib import resources
 from itertools import pairwise
 from typing import Final, NoReturn
 
-from croniter import CroniterError, croniter
-
 from registry.bundles.text import is_unshowable
 from registry.domain.paths import MAX_PATH_CHARACTERS
 from registry.domain.records import Endpoint
+
+
+@contextmanager
+def _without_asking_a_program() -> Iterator[None]:
+    """Answer `platform.architecture()` with nothing, which by itself runs the program `file` on the interpreter.
+
+    SECURITY: a service starts no program that it does not know. croniter asks while it is imported, and goes by the size of a pointer too.
+    """
+    asked = platform.architecture
+    platform.architecture = lambda *_: ("", "")
+    try:
+        yield
+    finally:
+        platform.architecture = asked
+
+
+with _without_asking_a_program():
+    from croniter import CroniterError, croniter
 
 MAX_CRON_CHARACTERS: Final = 128
 MAX_TIMEZONE_CHARACTERS: Final = 64

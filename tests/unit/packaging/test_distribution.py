@@ -93,3 +93,17 @@ def test_proto__proto_plus__is_found_before_our_folder() -> None:
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.startswith("True ")
     assert str(ROOT / "proto") not in found.stdout
+
+
+@pytest.mark.parametrize("entry", ["runnerd.__main__", "gateway.__main__", "runnerd.egress.__main__", "runnerd.assets.__main__"])
+def test_service__being_imported__starts_no_program(entry: str) -> None:
+    code = f"""
+import sys
+started = []
+events = {{"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}}
+sys.addaudithook(lambda event, arguments: started.append(str(arguments)) if event in events else None)
+import {entry}
+print(started)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=100)
+    assert done.stdout.strip() == "[]"
