@@ -12,6 +12,9 @@ from registry.domain.limits import OPERATOR_DEFAULTS, StorageLimits
 from runnerd.capabilities.redaction import RevealedValues
 from runnerd.capabilities.writes import WriteLedger
 
+REQUEST_BYTES, RESPONSE_BYTES = "egress_request_bytes", "egress_response_bytes"
+"""Words of `InvocationGrant.used` that stand in the usage of every call, http.fetch or not."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestUser:

@@ -20,7 +20,7 @@ from registry.domain.headers import HOP_BY_HOP, MAX_HEADER_BYTES, MAX_HEADERS
 from registry.domain.limits import MIB
 from runnerd.capabilities.bound_secrets import SecretOpener, UnreadableAnswerError, UnusableSecretError, fill, scrub
 from runnerd.capabilities.egress_policy import EgressCeiling, decide, explain, generation_of
-from runnerd.capabilities.grants import InvocationGrant
+from runnerd.capabilities.grants import REQUEST_BYTES, RESPONSE_BYTES, InvocationGrant
 from runnerd.capabilities.handlers import Handler, function_named
 from runnerd.capabilities.outgoing import Egress, EgressError, Failure, OutgoingRequest
 from runnerd.capabilities.results import HostResult, failed
@@ -29,8 +29,8 @@ from runnerd.telemetry.metrics import Metrics
 
 _LOG = logging.getLogger(__name__)
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-REQUESTS, REQUEST_BYTES, RESPONSE_BYTES = "egress_requests", "egress_request_bytes", "egress_response_bytes"
-"""Words of `InvocationGrant.used`."""
+REQUESTS: Final = "egress_requests"
+"""Word of `InvocationGrant.used`."""
 _OURS: Final = HOP_BY_HOP | {"host", "content-length", "expect", "http2-settings"}
 """Request headers that a guest's request does not decide about: dropped, since toolchains add some of them by themselves."""
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}\Z")

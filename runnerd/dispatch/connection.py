@@ -20,7 +20,7 @@ import structlog
 
 from extrunner.worker.v1 import worker_pb2
 from registry.domain.errors import Reason, RefusalError
-from runnerd.capabilities.http import REQUEST_BYTES, RESPONSE_BYTES
+from runnerd.capabilities.grants import REQUEST_BYTES, RESPONSE_BYTES
 from runnerd.dispatch.breaker import TenantVersion
 from runnerd.dispatch.calls import CallTable, FinishedCall, HostCallRequested, OpenCall, ViolationError
 from runnerd.dispatch.channel import ChannelClosedError, FrameChannel

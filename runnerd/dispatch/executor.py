@@ -31,8 +31,7 @@ from registry.domain.records import Endpoint, ExecutionRecord, ResolvedInstall
 from registry.logs import correlated
 from runnerd.artifacts.loaded import CompiledExtension
 from runnerd.capabilities.denials import explain_denial
-from runnerd.capabilities.grants import InvocationGrant
-from runnerd.capabilities.http import REQUEST_BYTES, RESPONSE_BYTES
+from runnerd.capabilities.grants import REQUEST_BYTES, RESPONSE_BYTES, InvocationGrant
 from runnerd.capabilities.writes import WriteLedger
 from runnerd.dispatch.admission import Admission, Place
 from runnerd.dispatch.authority import Authority, authorise

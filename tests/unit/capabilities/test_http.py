@@ -11,8 +11,8 @@ import pytest
 from registry.domain.egress import EgressRule, InstallEgress
 from runnerd.capabilities.catalog import BY_NAME
 from runnerd.capabilities.egress_policy import EgressCeiling
-from runnerd.capabilities.grants import InvocationGrant
-from runnerd.capabilities.http import REQUEST_BYTES, REQUESTS, RESPONSE_BYTES, FetchLimits, http_handlers
+from runnerd.capabilities.grants import REQUEST_BYTES, RESPONSE_BYTES, InvocationGrant
+from runnerd.capabilities.http import REQUESTS, FetchLimits, http_handlers
 from runnerd.capabilities.outgoing import EgressError, Failure, IncomingResponse, OutgoingRequest
 from runnerd.capabilities.results import HostResult
 from runnerd.telemetry.metrics import Metrics

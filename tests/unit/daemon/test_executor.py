@@ -18,8 +18,7 @@ from registry.domain.headers import MAX_HEADER_BYTES, MAX_HEADERS
 from registry.domain.limits import OPERATOR_CEILING, OPERATOR_DEFAULTS, LimitWishes, clamp
 from registry.domain.records import Endpoint
 from runnerd.capabilities.catalog import BY_NAME, HostFunction
-from runnerd.capabilities.grants import GuestUser, InvocationGrant
-from runnerd.capabilities.http import REQUEST_BYTES, RESPONSE_BYTES
+from runnerd.capabilities.grants import REQUEST_BYTES, RESPONSE_BYTES, GuestUser, InvocationGrant
 from runnerd.capabilities.results import HostResult, failed
 from runnerd.capabilities.values import arguments_to_wire
 from runnerd.dispatch.calls import OpenCall
