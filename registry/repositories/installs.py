@@ -148,58 +148,30 @@ on conflict (tenant_id, install_id) do update set config = excluded.config, vers
  where c.tenant_id = :tenant_id
 """
 ).bindparams(bindparam("config", type_=JSONB))
-_SET_ENABLED: Final = text(
-    """
-update tenant_extension_install i set is_enabled = :enabled, status = :status, updated_at = now()
- where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) and i.status <> 'uninstalled'
+
+
+def _changing(assignments: str, *, tables: str = "", condition: str = "") -> TextClause:
+    """Make the statement that changes an install of the tenant that is not uninstalled, and returns its id."""
+    return text(
+        f"""
+update tenant_extension_install i set {assignments}, updated_at = now() {tables}
+ where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) and i.status <> 'uninstalled' {condition}
 returning i.id
-"""
-)
-_SET_GRANTS: Final = text(
-    """
-update tenant_extension_install i
-   set granted_caps = :granted, consented_digest = v.manifest_digest, granted_by = :actor, granted_at = now(),
-       updated_at = now()
-  from extension_version v
- where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) and i.status <> 'uninstalled' and v.id = i.version_id
-returning i.id
-"""
+"""  # noqa: S608 - constants
+    )
+
+
+_SET_ENABLED: Final = _changing("is_enabled = :enabled, status = :status")
+_SET_GRANTS: Final = _changing(
+    "granted_caps = :granted, consented_digest = v.manifest_digest, granted_by = :actor, granted_at = now()",
+    tables="from extension_version v",
+    condition="and v.id = i.version_id",
 ).bindparams(bindparam("granted", type_=JSONB))
-_SET_LIMITS: Final = text(
-    """
-update tenant_extension_install i set limits = :limits, updated_at = now()
- where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) and i.status <> 'uninstalled'
-returning i.id
-"""
-).bindparams(bindparam("limits", type_=JSONB))
-_SET_EGRESS_HOSTS: Final = text(
-    """
-update tenant_extension_install i set egress_hosts = :hosts, updated_at = now()
- where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) and i.status <> 'uninstalled'
-returning i.id
-"""
-).bindparams(bindparam("hosts", type_=JSONB(none_as_null=True)))
-_SET_EGRESS_COUNT: Final = text(
-    """
-update tenant_extension_install i set egress_count_until = now() + make_interval(secs => :seconds), updated_at = now()
- where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) and i.status <> 'uninstalled'
-returning i.id
-"""
-)
-_SET_EGRESS_SECRETS: Final = text(
-    """
-update tenant_extension_install i set egress_secrets = :secrets, updated_at = now()
- where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) and i.status <> 'uninstalled'
-returning i.id
-"""
-).bindparams(bindparam("secrets", type_=JSONB))
-_UNINSTALL: Final = text(
-    """
-update tenant_extension_install i set is_enabled = false, status = 'uninstalled', granted_caps = '[]', updated_at = now()
- where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) and i.status <> 'uninstalled'
-returning i.id
-"""
-)
+_SET_LIMITS: Final = _changing("limits = :limits").bindparams(bindparam("limits", type_=JSONB))
+_SET_EGRESS_HOSTS: Final = _changing("egress_hosts = :hosts").bindparams(bindparam("hosts", type_=JSONB(none_as_null=True)))
+_SET_EGRESS_COUNT: Final = _changing("egress_count_until = now() + make_interval(secs => :seconds)")
+_SET_EGRESS_SECRETS: Final = _changing("egress_secrets = :secrets").bindparams(bindparam("secrets", type_=JSONB))
+_UNINSTALL: Final = _changing("is_enabled = false, status = 'uninstalled', granted_caps = '[]'")
 _PURGE: Final = text(
     "delete from tenant_extension_install i where i.tenant_id = :tenant_id and i.id = cast(:install_id as uuid) returning i.id"
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alembic import op
+from registry.migrations.statements import run
 
 revision = "0001"
 down_revision = None
@@ -41,21 +41,12 @@ _FUNCTIONS = (
 
 def upgrade() -> None:
     for part in _PARTS:
-        _run((Path(__file__).parent / f"{revision}_{part}.sql").read_text(encoding="utf-8"))
+        run((Path(__file__).parent / f"{revision}_{part}.sql").read_text(encoding="utf-8"))
 
 
 def downgrade() -> None:
     for function in _FUNCTIONS[:2]:
-        _run(f"drop function {function}")
+        run(f"drop function {function}")
     for table in _TABLES:
-        _run(f"drop table {table}")
-    _run(f"drop function {_FUNCTIONS[2]}")
-
-
-def _run(statements: str) -> None:
-    # By the driver itself: these are several statements at once, and neither ":" nor "%" in them is a parameter.
-    driver = op.get_bind().connection.driver_connection
-    if driver is None:  # pragma: no cover - alembic always has a connection here
-        message = "no database connection"
-        raise RuntimeError(message)
-    driver.execute(statements)
+        run(f"drop table {table}")
+    run(f"drop function {_FUNCTIONS[2]}")
