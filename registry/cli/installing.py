@@ -9,7 +9,15 @@ import typer
 
 from registry.cli.connect import connected, items_of, path_segment
 from registry.cli.gateway_client import GatewayClient
-from registry.cli.options import DEFAULT_STATE_FOLDER, GatewayOption, JsonOption, StateOption, TenantOption, TokenFileOption
+from registry.cli.options import (
+    DEFAULT_STATE_FOLDER,
+    GatewayOption,
+    InstallArgument,
+    JsonOption,
+    StateOption,
+    TenantOption,
+    TokenFileOption,
+)
 from registry.cli.output import ProblemError, Progress, UsageError, endings, result
 from registry.cli.rendering import table, visible
 from registry.domain.capabilities import normalise
@@ -81,7 +89,7 @@ def list_installs(
 
 @installs.command("set")
 def set_enabled(  # noqa: PLR0913 - options
-    install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
+    install_id: InstallArgument,
     *,
     enabled: Annotated[bool, typer.Option("--enable/--disable", help="Whether it may be called.")],
     tenant: TenantOption,
@@ -92,13 +100,13 @@ def set_enabled(  # noqa: PLR0913 - options
 ) -> None:
     """Enable or disable an install."""
     with endings(as_json=as_json), connected(gateway, state, token_file, tenant=tenant, roles=_ROLES) as client:
-        changed = client.admin("PATCH", f"/installs/{path_segment(install_id)}", params={"tenant_id": tenant}, json={"enabled": enabled})
+        changed = _change(client, install_id, tenant, {"enabled": enabled})
         result(changed, as_json=as_json, text=f"{visible(install_id)} {'enabled' if enabled else 'disabled'}")
 
 
 @installs.command("limits")
 def set_limits(  # noqa: PLR0913 - options
-    install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
+    install_id: InstallArgument,
     *,
     limit: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help="Such as storage_bytes=1000000; repeatable.")] = None,
     default: Annotated[bool, typer.Option("--default", help="Leave all of them to the operator's defaults.")] = False,
@@ -115,14 +123,14 @@ def set_limits(  # noqa: PLR0913 - options
             raise UsageError(message)
         limits = {name: _number(value) for name, value in settings_of(limit or []).items()}
         with connected(gateway, state, token_file, tenant=tenant, roles=_ROLES) as client:
-            changed = client.admin("PATCH", f"/installs/{path_segment(install_id)}", params={"tenant_id": tenant}, json={"limits": limits})
+            changed = _change(client, install_id, tenant, {"limits": limits})
         given = ", ".join(f"{name}={value}" for name, value in sorted(limits.items())) or "those of the operator"
         result(changed, as_json=as_json, text=f"{visible(install_id)}: limits {visible(given)}")
 
 
 @installs.command("hosts")
 def set_hosts(  # noqa: PLR0913 - options
-    install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
+    install_id: InstallArgument,
     *,
     tenant: TenantOption,
     host: Annotated[
@@ -143,16 +151,14 @@ def set_hosts(  # noqa: PLR0913 - options
             raise UsageError(message)
         hosts = None if as_declared else host or []
         with connected(gateway, state, token_file, tenant=tenant, roles=_ROLES) as client:
-            changed = client.admin(
-                "PATCH", f"/installs/{path_segment(install_id)}", params={"tenant_id": tenant}, json={"egress": {"hosts": hosts}}
-            )
+            changed = _change(client, install_id, tenant, {"egress": {"hosts": hosts}})
         left = "every host that it declares" if hosts is None else visible(", ".join(hosts)) or "no host"
         result(changed, as_json=as_json, text=f"{visible(install_id)} may reach {left}")
 
 
 @installs.command("bind-secrets")
 def bind_secrets(  # noqa: PLR0913 - options
-    install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
+    install_id: InstallArgument,
     *,
     tenant: TenantOption,
     bind: Annotated[
@@ -175,15 +181,13 @@ def bind_secrets(  # noqa: PLR0913 - options
             raise UsageError(message)
         bindings = [_binding(text) for text in bind or []]
         with connected(gateway, state, token_file, tenant=tenant, roles=_ROLES) as client:
-            changed = client.admin(
-                "PATCH", f"/installs/{path_segment(install_id)}", params={"tenant_id": tenant}, json={"egress_secrets": bindings}
-            )
+            changed = _change(client, install_id, tenant, {"egress_secrets": bindings})
         result(changed, as_json=as_json, text=f"{visible(install_id)}: {len(bindings)} secrets are bound to hosts")
 
 
 @installs.command("count-hosts")
 def count_hosts(  # noqa: PLR0913 - options
-    install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
+    install_id: InstallArgument,
     *,
     days: Annotated[int, typer.Option(min=0, max=14, help="For how many days from now; 0 ends it.")],
     tenant: TenantOption,
@@ -194,16 +198,14 @@ def count_hosts(  # noqa: PLR0913 - options
 ) -> None:
     """Have requests to hosts off an install's list pass for some days, counted and explained. Needs the role ext:operate."""
     with endings(as_json=as_json), connected(gateway, state, token_file, tenant=tenant, roles=["ext:operate"]) as client:
-        changed = client.admin(
-            "PATCH", f"/installs/{path_segment(install_id)}", params={"tenant_id": tenant}, json={"egress_count_days": days}
-        )
+        changed = _change(client, install_id, tenant, {"egress_count_days": days})
         until = f"only counted until {visible(str(changed['egress']['count_until']))}" if days else "enforced"
         result(changed, as_json=as_json, text=f"{visible(install_id)}: the list of hosts is {until}")
 
 
 @installs.command("remove")
 def remove(  # noqa: PLR0913 - options
-    install_id: Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")],
+    install_id: InstallArgument,
     *,
     tenant: TenantOption,
     purge: Annotated[bool, typer.Option("--purge", help="Also delete its settings and stored data.")] = False,
@@ -216,6 +218,10 @@ def remove(  # noqa: PLR0913 - options
     with endings(as_json=as_json), connected(gateway, state, token_file, tenant=tenant, roles=_ROLES) as client:
         client.admin("DELETE", f"/installs/{path_segment(install_id)}", params={"tenant_id": tenant, "purge": purge})
         result({"removed": install_id, "purged": purge}, as_json=as_json, text=f"{visible(install_id)} removed")
+
+
+def _change(client: GatewayClient, install_id: str, tenant: str, document: dict[str, Any]) -> dict[str, Any]:
+    return client.admin("PATCH", f"/installs/{path_segment(install_id)}", params={"tenant_id": tenant}, json=document)
 
 
 def install_or_update(client: GatewayClient, wanted: dict[str, Any], *, tenant: str, update: bool) -> dict[str, Any]:

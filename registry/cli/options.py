@@ -29,4 +29,5 @@ TokenFileOption = Annotated[
     ),
 ]
 TenantOption = Annotated[str, typer.Option("--tenant", envvar="EXTCTL_TENANT", metavar="ID", help="The tenant.")]
+InstallArgument = Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")]
 DEFAULT_STATE_FOLDER = DEFAULT_STATE

@@ -7,7 +7,15 @@ from typing import Annotated, Final
 import typer
 
 from registry.cli.connect import connected, items_of, path_segment
-from registry.cli.options import DEFAULT_STATE_FOLDER, GatewayOption, JsonOption, StateOption, TenantOption, TokenFileOption
+from registry.cli.options import (
+    DEFAULT_STATE_FOLDER,
+    GatewayOption,
+    InstallArgument,
+    JsonOption,
+    StateOption,
+    TenantOption,
+    TokenFileOption,
+)
 from registry.cli.output import endings, result
 from registry.cli.rendering import table, visible
 
@@ -15,7 +23,6 @@ _ROLES: Final = ["ext:manage"]
 
 schedules = typer.Typer(no_args_is_help=True, help="Schedules of an install: list, disable, enable, remove.")
 
-InstallArgument = Annotated[str, typer.Argument(metavar="INSTALL", help="Id of the install.")]
 ScheduleArgument = Annotated[str, typer.Argument(metavar="SCHEDULE", help="Id of the schedule.")]
 
 
