@@ -3,7 +3,7 @@
 In the order of a call:
 
     catalog.py, shapes.py    which functions there are, in one table: number, types, capability, who answers
-    values.py                arguments from the wire, exactly of those types
+    values.py, arguments.py  arguments from the wire, exactly of those types; their parts
     broker.py, grants.py     may this invocation make this call, and for how long
     handlers.py              what a capability is to the broker: a coroutine function for each of its functions
     <interface>.py           the capability; "config" is in settings.py, what has nothing behind it in unavailable.py

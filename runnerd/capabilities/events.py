@@ -12,9 +12,10 @@ from typing import Protocol
 
 from registry.domain.events import MAX_DEPTH
 from registry.services.events import DepthExceededError, EventCase, EventContent, EventRefusalError, Publisher
+from runnerd.capabilities.arguments import optional_text, record_of
 from runnerd.capabilities.denials import explain_event_depth
 from runnerd.capabilities.grants import InvocationGrant
-from runnerd.capabilities.handlers import Handler, function_named
+from runnerd.capabilities.handlers import Handler, function_named, log_refusal
 from runnerd.capabilities.results import HostResult, failed, succeeded
 
 _LOG = logging.getLogger(__name__)
@@ -48,8 +49,7 @@ def events_handlers(outbox: Outbox, *, per_invocation: int = PER_INVOCATION) -> 
         except DepthExceededError as refusal:
             return HostResult(error=refusal.case, denial=explain_event_depth(MAX_DEPTH))
         except EventRefusalError as refusal:
-            level = logging.WARNING if refusal.case is EventCase.INTERNAL else logging.DEBUG
-            _LOG.log(level, "event refused: %s", refusal.detail, extra=grant.log_fields)
+            log_refusal(_LOG, "event refused: %s", refusal, grant)
             return failed(refusal.case)
 
     return {function_named("extrunner:host/events", "publish").number: publish}
@@ -67,14 +67,11 @@ def _publisher(grant: InvocationGrant) -> Publisher:
     )
 
 
-def _content(event: object) -> EventContent:
-    if not isinstance(event, Mapping):
-        message = "an event is a record"
-        raise TypeError(message)
-    key = event["key"]
+def _content(argument: object) -> EventContent:
+    event = record_of(argument)
     return EventContent(
         topic=str(event["topic"]),
         content_type=str(event["content_type"]),
         data=bytes(event["data"]),
-        key=None if key is None else str(key),
+        key=optional_text(event["key"]),
     )

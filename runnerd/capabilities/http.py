@@ -18,6 +18,7 @@ from typing import Final
 
 from registry.domain.headers import HOP_BY_HOP, MAX_HEADER_BYTES, MAX_HEADERS
 from registry.domain.limits import MIB
+from runnerd.capabilities.arguments import record_of
 from runnerd.capabilities.bound_secrets import SecretOpener, UnreadableAnswerError, UnusableSecretError, fill, scrub
 from runnerd.capabilities.egress_policy import EgressCeiling, decide, explain, generation_of
 from runnerd.capabilities.grants import REQUEST_BYTES, RESPONSE_BYTES, InvocationGrant
@@ -223,10 +224,7 @@ def _size(headers: Iterable[tuple[str, str]]) -> int:
 
 
 def _parts(arguments: tuple[object, ...]) -> tuple[str, str, list[tuple[str, str]], bytes | None]:
-    (request,) = arguments
-    if not isinstance(request, Mapping):
-        message = "an http-request is a record"
-        raise TypeError(message)
+    request = record_of(*arguments)
     headers = [(str(header["name"]), str(header["value"])) for header in request["headers"]]
     body = request["body"]
     return str(request["method"]), str(request["url"]), headers, None if body is None else bytes(body)

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 
 from registry.domain.records import StorageEntry, StorageItem
 from registry.services.storage import PAGE_ENTRIES, StorageCase, StorageRefusalError
+from runnerd.capabilities.arguments import list_of, optional_int, optional_text, record_of
 from runnerd.capabilities.grants import InvocationGrant
 from runnerd.capabilities.handlers import Handler, function_named
 from runnerd.capabilities.results import HostResult, succeeded
-from runnerd.capabilities.stored import ExtensionStorage, optional_int, record_of, typed
+from runnerd.capabilities.stored import ExtensionStorage, typed
 
 _INTERFACE = "extrunner:host/kv"
 
@@ -45,18 +46,15 @@ def kv_handlers(storage: ExtensionStorage) -> Mapping[int, Handler]:
             grant.tenant_id,
             grant.install_id,
             str(namespace),
-            _optional_text(cursor),
-            prefix=_optional_text(prefix) or "",
+            optional_text(cursor),
+            prefix=optional_text(prefix) or "",
             limit=PAGE_ENTRIES if limit is None else limit,
         )
         return succeeded({"entries": [_entry(entry) for entry in found], "next_cursor": following})
 
     async def put_many(grant: InvocationGrant, arguments: tuple[object, ...]) -> HostResult:
         namespace, given = arguments
-        if not isinstance(given, list):
-            message = "items are a list"
-            raise TypeError(message)
-        items = [_item(record_of(item)) for item in given]
+        items = [_item(record_of(item)) for item in list_of(given)]
         return succeeded(list(await storage.put_many(grant.tenant_id, grant.install_id, str(namespace), items, limits=grant.storage)))
 
     return {
@@ -87,7 +85,7 @@ def _item(fields: Mapping[str, object]) -> StorageItem:
     return StorageItem(
         key=str(fields["key"]),
         value=value,
-        metadata=_optional_text(fields["metadata"]),
+        metadata=optional_text(fields["metadata"]),
         ttl_seconds=optional_int(fields["ttl_seconds"]),
     )
 
@@ -101,7 +99,3 @@ def _entry(entry: StorageEntry) -> dict[str, object]:
         "revision": entry.revision,
         "expires_at": None if expires is None else int(expires.timestamp()),
     }
-
-
-def _optional_text(value: object) -> str | None:
-    return None if value is None else str(value)

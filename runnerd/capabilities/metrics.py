@@ -13,6 +13,7 @@ from typing import Protocol
 from registry.domain.ids import InstallId, TenantId
 from registry.domain.measurements import MeasurementKind
 from registry.services.measurements import MeasurementRefusalError
+from runnerd.capabilities.arguments import list_of
 from runnerd.capabilities.grants import InvocationGrant
 from runnerd.capabilities.handlers import Handler, function_named
 from runnerd.capabilities.results import HostResult, failed, succeeded
@@ -70,7 +71,4 @@ def _number(value: object) -> float:
 
 
 def _pairs(labels: object) -> tuple[tuple[str, str], ...]:
-    if not isinstance(labels, list):
-        message = "labels are a list"
-        raise TypeError(message)
-    return tuple((str(label["name"]), str(label["value"])) for label in labels)
+    return tuple((str(label["name"]), str(label["value"])) for label in list_of(labels))

@@ -16,9 +16,10 @@ from registry.domain.ids import InstallId, TenantId
 from registry.repositories.schedules import Schedule
 from registry.services.schedules import EndpointView, ScheduleCase, ScheduleRefusalError, ScheduleWish
 from runnerd.capabilities.answers import broken
+from runnerd.capabilities.arguments import record_of
 from runnerd.capabilities.catalog import HostFunction
 from runnerd.capabilities.grants import InvocationGrant
-from runnerd.capabilities.handlers import Handler, function_named
+from runnerd.capabilities.handlers import Handler, function_named, log_refusal
 from runnerd.capabilities.results import HostResult, failed, succeeded
 from runnerd.capabilities.shapes import Record
 
@@ -99,8 +100,7 @@ def _typed(function: HostFunction, answer: Callable[[InvocationGrant, tuple[obje
         try:
             return succeeded(await answer(grant, arguments))
         except ScheduleRefusalError as refusal:
-            level = logging.WARNING if refusal.case is ScheduleCase.INTERNAL else logging.DEBUG
-            _LOG.log(level, "schedule refused: %s", refusal.detail, extra=grant.log_fields)
+            log_refusal(_LOG, "schedule refused: %s", refusal, grant)
             return _refused(function, refusal)
 
     return handler
@@ -143,10 +143,7 @@ def _endpoint(endpoint: EndpointView) -> dict[str, object]:
 
 
 def _wish(given: object) -> ScheduleWish:
-    if not isinstance(given, Mapping):
-        message = "a schedule's input is a record"
-        raise TypeError(message)
-    return ScheduleWish(**given)
+    return ScheduleWish(**record_of(given))
 
 
 def _time(moment: datetime | None) -> str | None:

@@ -13,13 +13,14 @@ from typing import Protocol
 from registry.domain.ids import InstallId, TenantId
 from registry.services.secret_reading import SecretCase, SecretRefusalError
 from runnerd.capabilities.grants import InvocationGrant
-from runnerd.capabilities.handlers import Handler, function_named
+from runnerd.capabilities.handlers import Handler, function_named, log_refusal
 from runnerd.capabilities.results import HostResult, failed, succeeded
 
 __all__ = ["InstallSecrets", "SealedSecrets", "SecretCase", "SecretRefusalError", "secrets_handlers"]
 
 _LOG = logging.getLogger(__name__)
 _INTERFACE = "alga:extension/secrets"
+_REFUSED = "no secret given: %s"
 
 
 class SealedSecrets(Protocol):
@@ -72,7 +73,7 @@ def secrets_handlers(secrets: InstallSecrets) -> Mapping[int, Handler]:
         try:
             return succeeded(await secrets.reveal(grant, str(arguments[0])))
         except SecretRefusalError as refusal:
-            _log(grant, refusal)
+            log_refusal(_LOG, _REFUSED, refusal, grant)
             return failed(refusal.case)
 
     async def list_keys(grant: InvocationGrant, arguments: tuple[object, ...]) -> HostResult:
@@ -81,12 +82,7 @@ def secrets_handlers(secrets: InstallSecrets) -> Mapping[int, Handler]:
             return succeeded(list(await secrets.names(grant)))
         except SecretRefusalError as refusal:
             # The function has no case for it.
-            _log(grant, refusal)
+            log_refusal(_LOG, _REFUSED, refusal, grant)
             return succeeded([])
 
     return {function_named(_INTERFACE, "get").number: get, function_named(_INTERFACE, "list-keys").number: list_keys}
-
-
-def _log(grant: InvocationGrant, refusal: SecretRefusalError) -> None:
-    level = logging.WARNING if refusal.case is SecretCase.INTERNAL else logging.DEBUG
-    _LOG.log(level, "no secret given: %s", refusal.detail, extra=grant.log_fields)

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 
 from registry.domain.records import StorageEntry, StorageItem
 from registry.services.storage import StorageCase
+from runnerd.capabilities.arguments import optional_int, record_of
 from runnerd.capabilities.grants import InvocationGrant
 from runnerd.capabilities.handlers import Handler, function_named
 from runnerd.capabilities.results import HostResult, succeeded
-from runnerd.capabilities.stored import ExtensionStorage, optional_int, record_of, typed
+from runnerd.capabilities.stored import ExtensionStorage, typed
 
 _INTERFACE = "alga:extension/storage"
 _CASES = {StorageCase.INVALID: StorageCase.DENIED, StorageCase.QUOTA_EXCEEDED: StorageCase.DENIED}

@@ -12,7 +12,7 @@ from registry.domain.records import StorageEntry, StorageItem
 from registry.services.storage import PAGE_ENTRIES, StorageCase, StorageRefusalError
 from runnerd.capabilities.denials import explain_storage_refusal
 from runnerd.capabilities.grants import InvocationGrant
-from runnerd.capabilities.handlers import Handler
+from runnerd.capabilities.handlers import Handler, log_refusal
 from runnerd.capabilities.results import HostResult
 
 _LOG = logging.getLogger(__name__)
@@ -82,35 +82,10 @@ def typed(
         try:
             return await handler(grant, arguments)
         except StorageRefusalError as refusal:
-            level = logging.WARNING if refusal.case is StorageCase.INTERNAL else logging.DEBUG
-            _LOG.log(level, "storage refused: %s", refusal.detail, extra=grant.log_fields)
+            log_refusal(_LOG, "storage refused: %s", refusal, grant)
             case = refusal.case if cases is None else cases.get(refusal.case, refusal.case)
             # What the guest is told to be denied, or cannot mend by itself, is explained to those who can.
             is_explained = case is StorageCase.DENIED or case is StorageCase.QUOTA_EXCEEDED
             return HostResult(error=case, denial=explain_storage_refusal(refusal.case, refusal.detail) if is_explained else None)
 
     return answer
-
-
-def record_of(value: object) -> Mapping[str, Any]:
-    """Return a record among the arguments of a call.
-
-    Raises:
-        TypeError: it is none; a mistake of ours.
-    """
-    if not isinstance(value, Mapping):
-        message = "the argument is a record"
-        raise TypeError(message)
-    return value
-
-
-def optional_int(value: object) -> int | None:
-    """Return an optional number among the arguments of a call.
-
-    Raises:
-        TypeError: it is none; a mistake of ours.
-    """
-    if value is not None and not isinstance(value, int):
-        message = "the argument is a number"
-        raise TypeError(message)
-    return value

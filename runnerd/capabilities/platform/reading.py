@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+from runnerd.capabilities.arguments import record_of
 from runnerd.capabilities.catalog import SERVICE_BILLING_METHOD, SERVICE_ITEM_KIND
 from runnerd.capabilities.grants import InvocationGrant
 from runnerd.capabilities.handlers import Handler, function_named
@@ -75,11 +76,9 @@ def _refusal(grant: InvocationGrant, answer: PlatformAnswer) -> HostResult:
 # --- input --------------------------------------------------------------------------------------------------------------------------------
 
 
-def _list_input(value: object, filters: tuple[str, ...]) -> dict[str, object] | None:
+def _list_input(argument: object, filters: tuple[str, ...]) -> dict[str, object] | None:
     """Return the input of a list as the platform wants it; None where it is not acceptable."""
-    if not isinstance(value, Mapping):
-        message = "a list input is a record"
-        raise TypeError(message)
+    value = record_of(argument)
     search = value["search"]
     page = 1 if value["page"] is None else value["page"]
     page_size = DEFAULT_PAGE_SIZE if value["page_size"] is None else value["page_size"]
