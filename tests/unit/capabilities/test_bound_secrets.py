@@ -22,8 +22,8 @@ from registry.domain.limits import MIB
 from runnerd.capabilities.bound_secrets import MOST_CHARACTERS, scrub
 from runnerd.capabilities.catalog import BY_NAME
 from runnerd.capabilities.egress_policy import EgressCeiling
-from runnerd.capabilities.grants import InvocationGrant
-from runnerd.capabilities.http import REQUEST_BYTES, FetchLimits, http_handlers
+from runnerd.capabilities.grants import REQUEST_BYTES, InvocationGrant
+from runnerd.capabilities.http import FetchLimits, http_handlers
 from runnerd.capabilities.outgoing import EgressError, Failure, IncomingResponse, OutgoingRequest
 from runnerd.capabilities.redaction import HIDDEN as HIDDEN_TEXT
 from runnerd.capabilities.results import HostResult
