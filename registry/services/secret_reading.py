@@ -21,6 +21,7 @@ from typing import Final
 from registry.database import Database
 from registry.domain.errors import RefusalError
 from registry.domain.ids import InstallId, TenantId, is_secret_name
+from registry.flights import SingleFlight
 from registry.repositories.audit import AuditRepository
 from registry.repositories.secrets import SecretRepository, StoredSecret
 from registry.secrets.binding import Binding
@@ -81,7 +82,7 @@ class SecretReader:
         self._opener = opener
         self._opened = _Opened(memory or SecretMemory(), clock)
         self._notes = _Notes(clock)
-        self._opening: dict[bytes, asyncio.Task[str]] = {}
+        self._opening: SingleFlight[bytes, str] = SingleFlight()
 
     async def read(self, tenant_id: TenantId, install_id: InstallId, name: str) -> str:
         """Return a value.
@@ -122,9 +123,7 @@ class SecretReader:
 
     async def aclose(self) -> None:
         """Forget what was opened, end what is being opened, and close the connections to the key service."""
-        for task in tuple(self._opening.values()):
-            task.cancel()
-        await asyncio.gather(*self._opening.values(), return_exceptions=True)
+        await self._opening.aclose()
         self._opened.clear()
         await self._opener.aclose()
 
@@ -133,13 +132,8 @@ class SecretReader:
         remembered = self._opened.find(key)
         if remembered is not None:
             return remembered
-        task = self._opening.get(key)
-        if task is None:
-            # One question for all who wait: a guest that asks in a loop must not be a crowd before the key service.
-            task = asyncio.create_task(self._open_anew(key, stored, binding))
-            self._opening[key] = task
-            task.add_done_callback(lambda done: self._opened_anew(key, done))
-        return await asyncio.shield(task)
+        # One question for all who wait: a guest that asks in a loop must not be a crowd before the key service.
+        return await self._opening.run(key, lambda: self._open_anew(key, stored, binding))
 
     async def _open_anew(self, key: bytes, stored: StoredSecret, binding: Binding) -> str:
         value = await self._opener.open(stored.envelope, binding)
@@ -150,12 +144,6 @@ class SecretReader:
             raise EnvelopeRejectedError(message) from None
         self._opened.keep(key, text, seconds_left=stored.seconds_left)
         return text
-
-    def _opened_anew(self, key: bytes, task: asyncio.Task[str]) -> None:
-        if self._opening.get(key) is task:
-            del self._opening[key]
-        if not task.cancelled():
-            task.exception()  # Whoever waited has it; if nobody did, nobody needs a warning.
 
     async def _note(self, binding: Binding, error: SecretEnvelopeError) -> None:
         """Write a refusal down. What fails here is logged: the guest's answer does not depend on it."""

@@ -19,7 +19,7 @@ from registry.domain.digests import ContentHash, is_content_hash
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.limits import MAX_SIGNATURE_BYTES
 from registry.domain.records import AllowedSigner, LoadableBundle
-from runnerd.artifacts.flights import SingleFlight
+from registry.flights import SingleFlight
 from runnerd.artifacts.observations import VERIFIED, LoaderMetrics
 
 _MAX_REMEMBERED = 4096

@@ -26,12 +26,12 @@ from registry.domain.digests import ContentHash
 from registry.domain.errors import Reason, RefusalError
 from registry.domain.limits import MIB
 from registry.domain.records import LoadableBundle
+from registry.flights import SingleFlight, StillRunningError
 from runnerd.artifacts.archives import ArchiveReader
 from runnerd.artifacts.authority import Admission, LoadableResolver, LoadAuthority, SignatureVerifier
 from runnerd.artifacts.cache import ArtifactCache, CacheEntry
 from runnerd.artifacts.compiler import ArtifactCompiler
 from runnerd.artifacts.failures import RecentFailures
-from runnerd.artifacts.flights import SingleFlight, StillRunningError
 from runnerd.artifacts.interface_store import InterfaceStore
 from runnerd.artifacts.keys import ArtifactSigner, ArtifactVerifier
 from runnerd.artifacts.loaded import CompiledExtension, InterfaceFile, InterfaceIndex, WarmOutcome

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from runnerd.artifacts.flights import SingleFlight, StillRunningError
+from registry.flights import SingleFlight, StillRunningError
 
 
 class Work:
